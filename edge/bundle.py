@@ -1,0 +1,120 @@
+"""A bundle: a directory of blobs and the Manifest that names every one of them.
+
+    manifest.json            what is in it, see `manifest`
+    manifest.sig             who says so, see `trust`
+    blobs/sha256/<digest>    the files, by content
+
+`open_bundle` reads no byte of a blob before the signature holds, and returns only when every
+listed blob has its size and digest. Files that the Manifest does not list are never opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import BundleError, StorageError, TrustError, UnknownKeyError
+from edge.files import read_capped, safe_join, sha256_of
+from edge.manifest import (
+    MAX_MANIFEST_BYTES,
+    Artifact,
+    Manifest,
+    manifest_from_bytes,
+)
+from edge.trust import MAX_SIGNATURE_BYTES, TrustedKey, verify
+
+MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A verified directory and its Manifest.
+
+    signed_by: the trusted key, or None when the bundle was accepted unsigned on request.
+    """
+
+    root: Path
+    manifest: Manifest
+    signed_by: TrustedKey | None
+
+    def path(self, artifact_path: str) -> Path:
+        """Return where the artifact with this name lies on disk."""
+        return blob_path(self.root, self.manifest.artifact(artifact_path).sha256)
+
+
+def blob_path(root: Path, sha256: str) -> Path:
+    """Return the place of a blob inside a bundle."""
+    return safe_join(root, f"blobs/sha256/{sha256}")
+
+
+def open_bundle(
+    root: Path, keys: tuple[TrustedKey, ...], *, allow_unsigned: bool = False
+) -> Bundle:
+    """Verify everything and return the bundle.
+
+    With allow_unsigned, a missing signature or an unknown signer is accepted; a signature of a
+    known key that does not match never is.
+    Raises TrustError or BundleError; the message names the file.
+    """
+    if not root.is_dir():
+        raise BundleError(f"no bundle at {root}: not a directory; give the folder that pack wrote")
+    content = _read(root / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    signer = _signer(root, content, keys, allow_unsigned=allow_unsigned)
+    manifest = manifest_from_bytes(content)
+    for problem in blob_problems(root, manifest.artifacts):
+        raise BundleError(problem)
+    return Bundle(root=root, manifest=manifest, signed_by=signer)
+
+
+def blob_problems(root: Path, artifacts: tuple[Artifact, ...]) -> Iterator[str]:
+    """Yield one sentence per artifact whose blob is missing, resized or altered."""
+    workers = min(len(artifacts), os.cpu_count() or 1) or 1
+    with ThreadPoolExecutor(workers, thread_name_prefix="digest") as pool:
+        for problem in pool.map(lambda artifact: _blob_problem(root, artifact), artifacts):
+            if problem is not None:
+                yield problem
+
+
+def _blob_problem(root: Path, artifact: Artifact) -> str | None:
+    path = blob_path(root, artifact.sha256)
+    name = f"{artifact.path} ({path.relative_to(root)})"
+    try:
+        digest, size = sha256_of(path, max_bytes=artifact.size)
+    except StorageError as error:
+        return f"{name}: {error}; fetch the bundle again"
+    if size != artifact.size:
+        return f"{name}: size differs from the manifest's {artifact.size}; fetch the bundle again"
+    if digest != artifact.sha256:
+        return f"{name}: content does not match its digest; fetch the bundle again"
+    return None
+
+
+def _signer(
+    root: Path, content: bytes, keys: tuple[TrustedKey, ...], *, allow_unsigned: bool
+) -> TrustedKey | None:
+    path = root / SIGNATURE_NAME
+    if not os.path.lexists(path):
+        if allow_unsigned:
+            return None
+        raise TrustError(
+            f"{path} is missing: the bundle is unsigned; sign it with `edge-kit sign`, or start "
+            "with --allow-unsigned on a device where anyone may load anything"
+        )
+    signature = _read(path, MAX_SIGNATURE_BYTES)
+    try:
+        return verify(content, signature, keys)
+    except UnknownKeyError:
+        if allow_unsigned:
+            return None
+        raise
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    try:
+        return read_capped(path, max_bytes=max_bytes)
+    except StorageError as error:
+        raise BundleError(f"{error}; fetch the bundle again") from error

@@ -1,0 +1,113 @@
+"""The error tree: every failure a user can meet, each with a stable code.
+
+A message says what happened, to which object, and what to do next.
+`api` maps codes to HTTP status, `cli` uses `exit_code`; nothing else interprets an error.
+"""
+
+from __future__ import annotations
+
+
+class EdgeError(Exception):
+    """Base of all errors that are reported to a user in one line."""
+
+    code = "error"
+    exit_code = 1
+
+
+class ConfigError(EdgeError):
+    """A flag, environment variable or configuration key is unknown or has a bad value."""
+
+    code = "config"
+    exit_code = 2
+
+
+class UsageError(EdgeError):
+    """A command was called with arguments that cannot work together, or with a missing file."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class BackendUnavailableError(EdgeError):
+    """A library or device that the operation needs is not there."""
+
+    code = "backend-unavailable"
+    exit_code = 3
+
+
+class StorageError(EdgeError):
+    """Reading or writing a file failed: full disk, permission, missing directory."""
+
+    code = "storage"
+
+
+class BundleError(EdgeError):
+    """A bundle is incomplete, altered or malformed; the message names the file."""
+
+    code = "bundle"
+
+
+class TrustError(BundleError):
+    """A bundle is unsigned, signed by an unknown key, or its signature does not match."""
+
+    code = "trust"
+
+
+class UnknownKeyError(TrustError):
+    """A bundle is signed, but by a key that is not trusted here."""
+
+    code = "unknown-key"
+
+
+class ModelError(EdgeError):
+    """A model file cannot be opened or used by this backend."""
+
+    code = "model"
+
+
+class SelfTestError(EdgeError):
+    """An opened model does not reproduce the golden outputs of its bundle."""
+
+    code = "self-test"
+
+
+class InputError(EdgeError):
+    """A request or feed does not match what the model accepts."""
+
+    code = "input"
+
+
+class UnknownModelError(EdgeError):
+    """A request names a model or version that is not served here."""
+
+    code = "unknown-model"
+
+
+class BodyTooLargeError(InputError):
+    """A request body exceeds the configured cap."""
+
+    code = "body-too-large"
+
+
+class QueueFullError(EdgeError):
+    """The inbox of a model is full; the client should retry later."""
+
+    code = "queue-full"
+
+
+class DeadlineError(EdgeError):
+    """A request was not answered within its time limit."""
+
+    code = "deadline"
+
+
+class NotReadyError(EdgeError):
+    """The agent is starting or stopping and takes no requests."""
+
+    code = "not-ready"
+
+
+class InferenceError(EdgeError):
+    """The backend failed while running an accepted request."""
+
+    code = "inference"

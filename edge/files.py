@@ -1,0 +1,155 @@
+"""Files that survive: atomic writes, capped reads, digests, paths that cannot escape.
+
+Anything that must outlive a power cut is written here: temporary file in the same directory,
+flush, fsync, rename, fsync of the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from edge.errors import StorageError
+
+CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def storage_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into one StorageError that names action and path."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"cannot {action} {path}: {reason}") from error
+
+
+def atomic_write(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write content to path so that a reader sees the old file or the whole new one, never less.
+
+    Raises StorageError; the temporary file is gone then and the old file untouched.
+    """
+    with storage_errors("write", path), atomic_file(path, mode=mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Yield a file that appears at path only if the block ends without an exception."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a scratch directory that becomes path only if the block ends without an exception.
+
+    A previous directory at path is replaced: it is moved aside, the new one moved in, the old one
+    removed. Raises StorageError if path exists and is not a directory. A process killed inside the
+    block leaves a hidden sibling that starts with a dot, never a half-written path; the next call
+    removes it.
+    """
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"cannot write {path}: it exists and is not a directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.partial"):
+        shutil.rmtree(stale, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+        _sync_tree(scratch)
+        if path.exists():
+            aside = scratch.with_suffix(".old.partial")
+            path.rename(aside)
+            scratch.rename(path)
+            shutil.rmtree(aside)
+        else:
+            scratch.rename(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names inside a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_capped(path: Path, *, max_bytes: int) -> bytes:
+    """Return the content of a regular file, refusing one that is larger than max_bytes.
+
+    Raises StorageError naming the file; never reads more than max_bytes + 1 bytes.
+    """
+    with storage_errors("read", path), open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise StorageError(f"cannot read {path}: larger than the cap of {max_bytes} bytes")
+    return content
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a link, pipe or device at path is an OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def sha256_of(path: Path, *, max_bytes: int | None = None) -> tuple[str, int]:
+    """Return (hex digest, size in bytes) of a regular file, reading at most max_bytes + 1."""
+    digest, size = hashlib.sha256(), 0
+    with storage_errors("read", path), open_regular(path) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            if max_bytes is not None and size > max_bytes:
+                break
+    return digest.hexdigest(), size
+
+
+def safe_join(root: Path, relative: str) -> Path:
+    """Return root/relative; raises StorageError if relative is absolute or leaves root."""
+    parts = relative.split("/")
+    if relative.startswith("/") or "\0" in relative or any(p in {"", ".", ".."} for p in parts):
+        raise StorageError(f"path {relative!r} is not a plain path below {root}")
+    return root.joinpath(*parts)
+
+
+def _sync_tree(root: Path) -> None:
+    for directory, _, names in os.walk(root):
+        for name in names:
+            descriptor = os.open(Path(directory) / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(Path(directory))

@@ -1,0 +1,37 @@
+"""The seam every backend implements: an opened model that can run.
+
+Four promises, one contract suite (tests/session_contract.py) for every implementation:
+feeds are checked against specs and profile before the device is touched; returned arrays belong
+to the caller and are never written again; state stays on the device; close is idempotent.
+Precision, threads, streams and graph capture are constructor matters, never in the Protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edge.spec import AnyArray, Feeds, TensorSpec
+
+
+class Session(Protocol):
+    """An opened model. Not thread-safe: one Worker owns it from open to close."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors that `run` takes; state inputs are excluded."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors that `run` gives; state outputs are excluded."""
+
+    def run(self, feeds: Feeds) -> dict[str, AnyArray]:
+        """Return every output for one set of feeds.
+
+        Raises InputError for feeds outside specs or profile, InferenceError if the backend fails.
+        """
+
+    def reset_state(self) -> None:
+        """Forget all device state; a no-op for a model without state."""
+
+    def close(self) -> None:
+        """Free the model; further calls of `run` raise InferenceError, of `close` do nothing."""

