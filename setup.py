@@ -55,6 +55,7 @@ EXTRAS = {
         "mypy>=1.10",
         "pytest>=8",
         "ruff>=0.6",
+        f"tensorrt-rtx>=1.7; {X86}",
         "tritonclient[http]>=2.45",
     ],
 }

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import BundleError, StorageError, TrustError, UnknownKeyError
-from edge.files import read_capped, safe_join, sha256_of
+from edge.files import read_capped, safe_join, sha256_of, storage_errors
 from edge.manifest import (
     MAX_MANIFEST_BYTES,
     Artifact,
@@ -58,9 +58,12 @@ def open_bundle(
 
     With allow_unsigned, a missing signature or an unknown signer is accepted; a signature of a
     known key that does not match never is.
-    Raises TrustError or BundleError; the message names the file.
+    Raises TrustError or BundleError, or StorageError if root is out of reach; the message names
+    the file.
     """
-    if not root.is_dir():
+    with storage_errors("read", root):
+        is_directory = root.is_dir()
+    if not is_directory:
         raise BundleError(f"no bundle at {root}: not a directory; give the folder that pack wrote")
     content = _read(root / MANIFEST_NAME, MAX_MANIFEST_BYTES)
     signer = _signer(root, content, keys, allow_unsigned=allow_unsigned)

@@ -7,6 +7,11 @@ A message says what happened, to which object, and what to do next.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of a foreign error's text, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class EdgeError(Exception):
     """Base of all errors that are reported to a user in one line."""
 
@@ -87,6 +92,12 @@ class BodyTooLargeError(InputError):
     """A request body exceeds the configured cap."""
 
     code = "body-too-large"
+
+
+class UnsupportedEncodingError(InputError):
+    """A request body is compressed in a way this server does not read."""
+
+    code = "unsupported-encoding"
 
 
 class QueueFullError(EdgeError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,9 +18,11 @@ from edge.spec import Datatype, Profile, TensorSpec
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_ARTIFACTS = 4096
+MAX_COUNT = 2**63 - 1  # of bytes in a file, or values along an axis
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 Precision = Literal["fp32", "fp16", "int8"]
 Backend = Literal["ort", "trt", "trt-rtx"]
 
@@ -30,7 +32,7 @@ class Artifact:
     """A file of the bundle, stored at blobs/sha256/<sha256>; path is its name for people."""
 
     path: str
-    size: int
+    size: Count
     sha256: str
 
 
@@ -40,9 +42,9 @@ class Measurement:
 
     device: str
     runtime: str
-    threads: int
-    batch: int
-    runs: int
+    threads: Count
+    batch: Count
+    runs: Count
     p50_ms: float
     p99_ms: float
 
@@ -76,7 +78,7 @@ class GoldenTensor:
 
     name: str
     datatype: Datatype
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     artifact: str
 
 
@@ -100,7 +102,7 @@ class Golden:
 class Accuracy:
     """int8 against fp32 on samples that calibration never saw; percent, ratios and decibels."""
 
-    samples: int
+    samples: Count
     labelled: bool
     fp32_top1_percent: float | None = None
     int8_top1_percent: float | None = None
@@ -116,7 +118,7 @@ class Calibration:
     """Where the int8 ranges come from."""
 
     method: str
-    samples: int
+    samples: Count
     data_sha256: str
     table: str
 
@@ -126,7 +128,7 @@ class Provenance:
     """How the model came to be: source, exporter, versions of the tools."""
 
     source: str
-    opset: int
+    opset: Count
     exporter: str
     tools: dict[str, str]
 
@@ -164,6 +166,11 @@ class Manifest:
         return next(a for a in self.artifacts if a.path == path)
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a bundle or model may be called so: letters, digits, dot, dash, underscore."""
+    return _NAME.fullmatch(name) is not None
+
+
 def bytes_from_manifest(manifest: Manifest) -> bytes:
     """Return the canonical bytes: the only spelling that `manifest_from_bytes` accepts."""
     compact = msgspec.json.encode(manifest, order="sorted")
@@ -173,8 +180,8 @@ def bytes_from_manifest(manifest: Manifest) -> bytes:
 def manifest_from_bytes(content: bytes) -> Manifest:
     """Return the Manifest that content spells.
 
-    Raises BundleError if content is not canonical, has unknown, missing or ill-typed fields, or
-    refers to an artifact or variant that it does not list.
+    Raises BundleError if content is not canonical, has unknown, missing or ill-typed fields,
+    refers to an artifact or variant that it does not list, or bounds an input it does not have.
     """
     if len(content) > MAX_MANIFEST_BYTES:
         raise BundleError(f"manifest.json is larger than {MAX_MANIFEST_BYTES} bytes")
@@ -202,43 +209,68 @@ class _Header:
     schema: int
 
 
-def _check_references(manifest: Manifest) -> None:
-    def require(condition: bool, problem: str) -> None:
-        if not condition:
-            raise BundleError(f"manifest.json: {problem}; pack the bundle again")
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise BundleError(f"manifest.json: {problem}; pack the bundle again")
 
-    require(
-        _NAME.fullmatch(manifest.name) is not None, f"bundle name {manifest.name!r} is not plain"
-    )
-    require(len(manifest.artifacts) <= MAX_ARTIFACTS, f"more than {MAX_ARTIFACTS} artifacts")
-    require(len(manifest.models) > 0, "no model")
+
+def _check_references(manifest: Manifest) -> None:
+    _require(is_plain_name(manifest.name), f"bundle name {manifest.name!r} is not plain")
+    _require(manifest.version != "", "the bundle version is empty")
+    _require(len(manifest.artifacts) <= MAX_ARTIFACTS, f"more than {MAX_ARTIFACTS} artifacts")
+    _require(len(manifest.models) > 0, "no model")
     paths = {artifact.path for artifact in manifest.artifacts}
-    require(len(paths) == len(manifest.artifacts), "two artifacts have the same path")
+    _require(len(paths) == len(manifest.artifacts), "two artifacts have the same path")
     for artifact in manifest.artifacts:
-        require(_SHA256.fullmatch(artifact.sha256) is not None, f"bad digest of {artifact.path!r}")
-        require(artifact.size >= 0, f"bad size of {artifact.path!r}")
+        parts = artifact.path.split("/")
+        _require(parts[0] != "" and ".." not in parts, f"bad path {artifact.path!r}")
+        _require(_SHA256.fullmatch(artifact.sha256) is not None, f"bad digest of {artifact.path!r}")
     names = [model.name for model in manifest.models]
-    require(len(set(names)) == len(names), "two models have the same name")
+    _require(len(set(names)) == len(names), "two models have the same name")
     for model in manifest.models:
-        require(_NAME.fullmatch(model.name) is not None, f"model name {model.name!r} is not plain")
-        variants = {variant.id: variant for variant in model.variants}
-        require(len(variants) == len(model.variants), f"model {model.name!r}: variant ids repeat")
-        require(len(variants) > 0, f"model {model.name!r} has no variant")
-        require(len(model.golden.cases) > 0, f"model {model.name!r} has no golden case")
-        used = [path for variant in model.variants for path in variant.files]
-        for case in model.golden.cases:
-            used += [tensor.artifact for tensor in (*case.inputs, *case.outputs)]
-        if model.calibration is not None:
-            used.append(model.calibration.table)
-        for path in used:
-            require(path in paths, f"model {model.name!r} names the unlisted file {path!r}")
-        for variant in model.variants:
-            require(len(variant.files) > 0, f"variant {variant.id!r} has no file")
-            tolerance = model.golden.tolerance.get(variant.precision)
-            require(tolerance is not None, f"no golden tolerance for {variant.precision}")
-        for preference in model.preferences:
-            chosen = variants.get(preference.variant)
-            require(
-                chosen is not None and chosen.backend == preference.backend,
-                f"preference for {preference.backend} names no such variant",
-            )
+        _require(is_plain_name(model.name), f"model name {model.name!r} is not plain")
+        _require(is_plain_name(model.version), f"model version {model.version!r} is not plain")
+        _check_interface(model)
+        _check_variants(model, paths)
+
+
+def _check_interface(model: Model) -> None:
+    for specs in (model.inputs, model.outputs):
+        names = {spec.name for spec in specs}
+        _require(len(names) == len(specs), f"model {model.name!r}: tensor names repeat")
+        _require("" not in names, f"model {model.name!r}: a tensor has no name")
+        dims = [dim for spec in specs for dim in spec.shape if isinstance(dim, int)]
+        _require(all(0 <= dim <= MAX_COUNT for dim in dims), f"model {model.name!r}: bad shape")
+    ranks = {spec.name: len(spec.shape) for spec in model.inputs}
+    for name, bounds in model.profile.ranges.items():
+        _require(name in ranks, f"the profile names the unknown input {name!r}")
+        sizes = (bounds.min, bounds.opt, bounds.max)
+        _require({len(shape) for shape in sizes} == {ranks[name]}, f"profile rank of {name!r}")
+        ordered = all(0 <= a <= b <= c <= MAX_COUNT for a, b, c in zip(*sizes, strict=True))
+        _require(ordered, f"profile of {name!r} is not min <= opt <= max")
+
+
+def _check_variants(model: Model, paths: set[str]) -> None:
+    variants = {variant.id: variant for variant in model.variants}
+    _require(len(variants) == len(model.variants), f"model {model.name!r}: variant ids repeat")
+    _require(len(variants) > 0, f"model {model.name!r} has no variant")
+    _require(len(model.golden.cases) > 0, f"model {model.name!r} has no golden case")
+    used = [path for variant in model.variants for path in variant.files]
+    for case in model.golden.cases:
+        _require(len(case.outputs) > 0, f"model {model.name!r}: a golden case has no output")
+        used += [tensor.artifact for tensor in (*case.inputs, *case.outputs)]
+    if model.calibration is not None:
+        used.append(model.calibration.table)
+    for path in used:
+        _require(path in paths, f"model {model.name!r} names the unlisted file {path!r}")
+    for variant in model.variants:
+        _require(variant.id != "", f"model {model.name!r}: a variant has no id")
+        _require(len(variant.files) > 0, f"variant {variant.id!r} has no file")
+        tolerance = model.golden.tolerance.get(variant.precision)
+        _require(tolerance is not None, f"no golden tolerance for {variant.precision}")
+    for preference in model.preferences:
+        chosen = variants.get(preference.variant)
+        _require(
+            chosen is not None and chosen.backend == preference.backend,
+            f"preference for {preference.backend} names no such variant",
+        )

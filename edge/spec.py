@@ -103,17 +103,15 @@ def check_feeds(feeds: Feeds, specs: tuple[TensorSpec, ...], profile: Profile) -
     Checks names, dtypes, ranks, fixed dimensions, profile bounds, and that a named dimension
     has one value over all inputs. Touches no device and copies nothing.
     """
-    known = {spec.name for spec in specs}
-    for name in feeds:
-        if name not in known:
-            raise InputError(f"input {name!r} is unknown; the model takes {_names(specs)}")
+    for name, array in feeds.items():
+        datatype = _DATATYPE_FROM_NUMPY.get(array.dtype, str(array.dtype))
+        check_tensor(name, datatype, array.shape, specs, profile)
     bound: dict[str, tuple[int, str]] = {}
     for spec in specs:
-        array = feeds.get(spec.name)
-        if array is None:
+        feed = feeds.get(spec.name)
+        if feed is None:
             raise InputError(f"input {spec.name!r} is missing; the model takes {_names(specs)}")
-        _check_array(array, spec, profile.ranges.get(spec.name))
-        for dim, size in zip(spec.shape, array.shape, strict=True):
+        for dim, size in zip(spec.shape, feed.shape, strict=True):
             if isinstance(dim, int):
                 continue
             seen, where = bound.setdefault(dim, (size, spec.name))
@@ -124,26 +122,36 @@ def check_feeds(feeds: Feeds, specs: tuple[TensorSpec, ...], profile: Profile) -
                 )
 
 
-def _check_array(array: AnyArray, spec: TensorSpec, bounds: ShapeRange | None) -> None:
-    if array.dtype != spec.dtype:
-        got = _DATATYPE_FROM_NUMPY.get(array.dtype.newbyteorder("<"), str(array.dtype))
+def check_tensor(
+    name: str,
+    datatype: str,
+    shape: tuple[int, ...],
+    specs: tuple[TensorSpec, ...],
+    profile: Profile,
+) -> None:
+    """Raise InputError unless an input of this name may have this datatype and shape."""
+    spec = next((spec for spec in specs if spec.name == name), None)
+    if spec is None:
+        raise InputError(f"input {name!r} is unknown; the model takes {_names(specs)}")
+    if datatype != spec.datatype:
         raise InputError(
-            f"input {spec.name!r}: datatype is {got}, the model takes {spec.datatype}; "
+            f"input {name!r}: datatype is {datatype}, the model takes {spec.datatype}; "
             "convert before sending"
         )
-    if array.ndim != len(spec.shape):
+    if len(shape) != len(spec.shape):
         raise InputError(
-            f"input {spec.name!r}: got rank {array.ndim} (shape {list(array.shape)}), the model "
+            f"input {name!r}: got rank {len(shape)} (shape {list(shape)}), the model "
             f"takes rank {len(spec.shape)} (shape {spec.wire_shape})"
         )
-    for axis, (size, dim) in enumerate(zip(array.shape, spec.shape, strict=True)):
+    bounds = profile.ranges.get(name)
+    for axis, (size, dim) in enumerate(zip(shape, spec.shape, strict=True)):
         low, high = (dim, dim) if isinstance(dim, int) else (1, None)
         if bounds is not None and not isinstance(dim, int):
             low, high = bounds.min[axis], bounds.max[axis]
         if size < low or (high is not None and size > high):
             accepted = f"{low}" if low == high else f"{low}..{'' if high is None else high}"
             raise InputError(
-                f"input {spec.name!r}: shape {list(array.shape)} has {size} on axis {axis}, the "
+                f"input {name!r}: shape {list(shape)} has {size} on axis {axis}, the "
                 f"model accepts {accepted}; resize, or export with a wider --shape"
             )
 

@@ -14,16 +14,16 @@ import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from securesystemslib.exceptions import VerificationError
+from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from securesystemslib.signer import Signature as SSlibSignature
 
 from edge.errors import TrustError, UnknownKeyError
-from edge.files import read_capped
+from edge.files import read_capped, storage_errors
 
 MAX_KEY_BYTES = 16 << 10
 MAX_SIGNATURE_BYTES = 4 << 10
-_HEX = re.compile(r"[0-9a-f]+")
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +59,17 @@ def public_key_from_pem(content: bytes, *, name: str) -> TrustedKey:
 
 
 def trusted_keys_in(directory: Path) -> tuple[TrustedKey, ...]:
-    """Return the keys in directory/*.pub, sorted by name; none if there is no such directory."""
-    if not directory.is_dir():
-        return ()
+    """Return the keys in directory/*.pub, sorted by name; none if there is no such directory.
+
+    Raises StorageError if the directory or a file cannot be read, TrustError if a file is no key.
+    """
+    with storage_errors("read", directory):
+        paths = sorted(directory.glob("*.pub")) if directory.is_dir() else []
     return tuple(
-        public_key_from_pem(read_capped(path, max_bytes=MAX_KEY_BYTES), name=str(path))
-        for path in sorted(directory.glob("*.pub"))
+        public_key_from_pem(
+            read_capped(path, max_bytes=MAX_KEY_BYTES, follow_links=True), name=str(path)
+        )
+        for path in paths
     )
 
 
@@ -80,18 +85,24 @@ def sign(content: bytes, private_key_pem: bytes, *, name: str) -> bytes:
     return _bytes_from_signature(Signature(keyid=signed.keyid, sig=signed.signature))
 
 
+def signature_from_bytes(content: bytes) -> Signature:
+    """Return the content of manifest.sig, unjudged; raises TrustError if it is not canonical."""
+    try:
+        parsed = msgspec.json.decode(content, type=Signature)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise TrustError(f"manifest.sig is malformed: {error}; sign the bundle again") from error
+    if _bytes_from_signature(parsed) != content or not _SIGNATURE.fullmatch(parsed.sig):
+        raise TrustError("manifest.sig is not in canonical form; sign the bundle again")
+    return parsed
+
+
 def verify(content: bytes, signature: bytes, keys: tuple[TrustedKey, ...]) -> TrustedKey:
     """Return the trusted key that signed content.
 
     Pure: bytes in, verdict out. Raises TrustError, naming manifest.sig or manifest.json, if the
     signature file is not canonical, its key is not among keys, or it does not match content.
     """
-    try:
-        parsed = msgspec.json.decode(signature, type=Signature)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise TrustError(f"manifest.sig is malformed: {error}; sign the bundle again") from error
-    if _bytes_from_signature(parsed) != signature or not _HEX.fullmatch(parsed.sig):
-        raise TrustError("manifest.sig is not in canonical form; sign the bundle again")
+    parsed = signature_from_bytes(signature)
     key = next((key for key in keys if key.keyid == parsed.keyid), None)
     if key is None:
         known = ", ".join(f"{key.keyid[:12]} ({key.name})" for key in keys) or "none"
@@ -101,7 +112,7 @@ def verify(content: bytes, signature: bytes, keys: tuple[TrustedKey, ...]) -> Tr
         )
     try:
         key.key.verify_signature(SSlibSignature(parsed.keyid, parsed.sig), content)
-    except VerificationError as error:
+    except UnverifiedSignatureError as error:
         raise TrustError(
             "manifest.json does not match its signature in manifest.sig: one of them was altered; "
             "fetch the bundle again, or sign it again if you changed it"

@@ -1,0 +1,88 @@
+# From a fresh clone with python3, pip and make: `make quickstart`, `make test`.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+VENV310 := .venv310
+BIN := $(VENV)/bin
+
+# Every peer has a venv of its own: their requirements exclude each other.
+PEERS := mlserver litserve modelopt alibi-detect
+PEER_mlserver := mlserver==1.7.1
+PEER_litserve := litserve==0.2.19
+PEER_modelopt := nvidia-modelopt[onnx]==0.47.0
+PEER_alibi-detect := alibi-detect==0.13.0
+
+# -qq: errors only.
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+
+# $(call make_venv,PYTHON,FOLDER): Debian ships venv without ensurepip; pip itself can fill that in.
+define make_venv
+@$(1) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	{ echo "$(1) is not Python 3.10 or newer; run: make PYTHON=python3.11 ..." >&2; exit 2; }
+@if $(1) -c 'import ensurepip' 2>/dev/null; then $(1) -m venv $(2); else \
+	$(1) -m venv --without-pip $(2) && $(1) -m pip --python $(2)/bin/python install -qq pip; fi
+endef
+
+.PHONY: help venv quickstart test test-py310 lint peers docs bench-minilm clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list.
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 16
+
+venv: $(VENV)/.stamp ## Make .venv with everything that development needs.
+
+quickstart: $(VENV)/.stamp ## Train, quantize, sign, serve and compare a small model (ARGS=--keep).
+	$(BIN)/edge-kit quickstart $(ARGS)
+
+test: $(VENV)/.stamp ## Run all tests (ARGS="-k name").
+	$(BIN)/python -m pytest tests $(ARGS)
+
+test-py310: ## Run the tests of edge/ on Python 3.10, if there is one.
+	@for python in python3.10 "$$HOME"/.pyenv/versions/3.10*/bin/python; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null; then \
+			$(MAKE) --no-print-directory PYTHON310="$$python" $(VENV310)/.stamp && \
+			exec $(VENV310)/bin/python -m pytest tests/edge $(ARGS); exit 1; \
+		fi; \
+	done; \
+	echo "NOT RUN: no Python 3.10 on this machine, so edge/ was not tested on it" >&2; \
+	[ -z "$$EDGE_REQUIRE" ]
+
+lint: $(VENV)/.stamp ## Check style, types and the import table.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+peers: $(PEERS:%=.peers/%/.stamp) ## Install the benchmark peers, each into .peers/NAME.
+
+docs: $(VENV)/.stamp ## Write docs/reference.md from the code.
+	$(BIN)/python docs/generate_reference.py
+
+bench-minilm: $(VENV)/.stamp ## Measure the sentence encoder of BENCHMARKS.md (2 minutes).
+	rm -rf build/minilm
+	$(BIN)/python -m tests.minilm build/minilm
+	$(BIN)/python -m tests.bench_loading build/minilm
+
+clean: ## Remove what make made.
+	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.stamp: setup.py constraints.txt
+	@echo "installing into $(VENV): this takes minutes the first time" >&2
+	$(call make_venv,$(PYTHON),$(VENV))
+	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV310)/.stamp: setup.py constraints.txt
+	@echo "installing into $(VENV310)" >&2
+	$(call make_venv,$(PYTHON310),$(VENV310))
+	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort]' \
+		httpx hypothesis onnx pytest 'tritonclient[http]'
+	@touch $@
+
+.peers/%/.stamp: Makefile
+	@echo "installing $(PEER_$*) into .peers/$*" >&2
+	$(call make_venv,$(PYTHON),.peers/$*)
+	@.peers/$*/bin/python $(PIP_INSTALL) '$(PEER_$*)'
+	@touch $@

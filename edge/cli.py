@@ -1,0 +1,194 @@
+"""The command line of the device: `edge-agent serve | verify | install-unit`.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edge import __version__
+from edge.config import (
+    CONFIG_KEY,
+    DEFAULT_CONFIG_FILE,
+    AgentConfig,
+    describe_config,
+    flag_from_key,
+    load_config,
+    read_config_file,
+)
+from edge.console import CommandGroup, configure_logging, run_command_line
+from edge.errors import EdgeError, UsageError
+
+if TYPE_CHECKING:
+    from edge.bundle import Bundle
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_VERIFY_KEYS = ("bundle", "trusted_keys", "allow_unsigned")
+
+
+def _config_options(*keys: str) -> Callable[[_Command], _Command]:
+    """Give a command --config and one flag per key; all of them are text, or unset."""
+
+    def decorate(command: _Command) -> _Command:
+        for key in reversed([key for key in fields(AgentConfig) if key.name in keys]):
+            command = _config_option(key)(command)
+        return click.option(
+            flag_from_key(CONFIG_KEY),
+            metavar="PATH",
+            help=f"Configuration file. [default: {DEFAULT_CONFIG_FILE}]",
+        )(command)
+
+    return decorate
+
+
+def _config_option(key: Field[Any]) -> Callable[[_Command], _Command]:
+    flag = flag_from_key(key.name)
+    text = key.metadata["help"]
+    if isinstance(key.default, bool):
+        return click.option(f"{flag}/--no-{flag[2:]}", key.name, default=None, help=text)
+    if key.default is not None:
+        text += f" [default: {key.default}]"
+    return click.option(flag, key.name, metavar="VALUE", help=text)
+
+
+@click.group(
+    cls=CommandGroup,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="edge-agent")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(*, debug: bool) -> None:
+    """Serve a verified INT8 bundle on this device."""
+
+
+@cli.command()
+@_config_options(*(key.name for key in fields(AgentConfig)))
+@click.option("--print-config", is_flag=True, help="Print the configuration as JSON and exit.")
+def serve(*, print_config: bool, **flags: object) -> int:
+    """Verify the bundle, test it, and serve it until told to stop.
+
+    Every flag is also a key of the configuration file and an environment variable: --port is
+    "port" and EDGE_PORT. Flags win over variables, variables over the file.
+    """
+    given = _given(flags)
+    if print_config:
+        described = describe_config(given, os.environ, read_config_file)
+        click.echo(json.dumps(described, indent=1))
+        return 0
+    config = load_config(given, os.environ, read_config_file)
+    configure_logging(config.log_level, os.environ)
+    from edge.agent import serve as serve_bundle
+
+    return serve_bundle(config)
+
+
+@cli.command()
+@_config_options(*_VERIFY_KEYS)
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def verify(*, as_json: bool, **flags: object) -> None:
+    """Check signature and digests of the bundle, as `serve` does before it opens a model."""
+    config = load_config(_given(flags), os.environ, read_config_file)
+    from edge.bundle import open_bundle
+    from edge.trust import trusted_keys_in
+
+    try:
+        keys = trusted_keys_in(config.trusted_keys)
+        bundle = open_bundle(config.bundle, keys, allow_unsigned=config.allow_unsigned)
+    except EdgeError as error:
+        if as_json:
+            verdict = {"ok": False, "code": error.code, "error": str(error)}
+            click.echo(json.dumps(verdict, indent=1))
+        raise
+    if as_json:
+        click.echo(json.dumps({"ok": True, **_facts_of(bundle)}, indent=1))
+        return
+    facts, signer = _facts_of(bundle), bundle.signed_by
+    click.echo(
+        f"ok: {facts['name']} {facts['version']}, {facts['files']} files intact, "
+        + (
+            "NO TRUSTED SIGNATURE, accepted on request"
+            if signer is None
+            else f"signed by {signer.keyid[:12]} ({signer.name})"
+        )
+    )
+
+
+@cli.command("install-unit")
+@click.option("--yes", is_flag=True, help="Install the unit instead of printing it.")
+@click.option(
+    "--root",
+    default="/",
+    metavar="DIR",
+    help="Root of the system to install into. [default: /]",
+)
+@click.option(
+    "--executable",
+    metavar="PATH",
+    help="The edge-agent to start, as seen from that root. [default: this one]",
+)
+def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
+    """Print or install the systemd unit, with the groups that own this machine's GPU."""
+    from edge.unit import UNIT_NAME, UNIT_PATH, install, unit_for_machine
+
+    if executable is None:
+        executable, needs = _own_executable(), _own_files()
+    else:
+        needs = ()
+    unit = unit_for_machine(PurePosixPath(executable), needs=needs, root=Path(root))
+    for warning in unit.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if not yes:
+        click.echo(unit.text, nl=False)
+        return
+    changed = install(unit, Path(root))
+    click.echo(f"{'installed' if changed else 'unchanged'}: {Path(root) / UNIT_PATH}")
+    click.echo(
+        f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME}\n"
+        f"then: systemctl status {UNIT_NAME}",
+        err=True,
+    )
+
+
+def main() -> None:
+    """Run the command line of the agent."""
+    run_command_line(cli, "edge-agent")
+
+
+def _given(flags: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _facts_of(bundle: Bundle) -> dict[str, object]:
+    manifest = bundle.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "signed_by": bundle.signed_by.keyid if bundle.signed_by else None,
+        "models": [model.name for model in manifest.models],
+        "files": len(manifest.artifacts),
+        "bytes": sum(artifact.size for artifact in manifest.artifacts),
+    }
+
+
+def _own_files() -> tuple[PurePosixPath, ...]:
+    interpreter, package = Path(sys.executable).resolve(), Path(__file__).resolve().parent
+    return (PurePosixPath(interpreter), PurePosixPath(package))
+
+
+def _own_executable() -> str:
+    beside = Path(sys.executable).parent / "edge-agent"
+    found = str(beside) if beside.is_file() else shutil.which("edge-agent")
+    if found is None:
+        raise UsageError("no edge-agent executable was found; give --executable /path/edge-agent")
+    return str(Path(found).absolute())

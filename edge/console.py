@@ -1,0 +1,81 @@
+"""How a command line of the kit behaves: one-line errors, exit codes, one line per log record."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from edge.errors import EdgeError
+
+INTERRUPTED_EXIT_CODE = 130
+# sd-daemon(3): journald takes the priority of a line from this prefix.
+_JOURNAL_PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+
+class CommandGroup(click.Group):
+    """A group with a `--debug` option, which shows the traceback of an EdgeError."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except EdgeError:
+            if context.params["debug"]:
+                traceback.print_exc()
+            raise
+
+
+def run_command_line(command: click.Command, name: str) -> None:
+    """Run the command and exit: with its own status, or one `error: ...` line and its code."""
+    try:
+        status = command.main(prog_name=name, standalone_mode=False)
+    except EdgeError as error:
+        status = _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else name
+        status = _fail(f"{error.format_message()} See `{where} --help`.", error.exit_code)
+    except click.ClickException as error:
+        status = _fail(error.format_message(), error.exit_code)
+    except click.Abort:
+        status = _fail("interrupted", INTERRUPTED_EXIT_CODE)
+    sys.exit(status)
+
+
+def configure_logging(level: str, environ: Mapping[str, str]) -> None:
+    """Send log records of level and above to stderr, as journald likes them when it listens."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LineFormatter(for_journal="JOURNAL_STREAM" in environ))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class _LineFormatter(logging.Formatter):
+    """One line per record: journald adds the time itself and wants the priority first."""
+
+    def __init__(self, *, for_journal: bool) -> None:
+        text = "%(name)s: %(message)s" if for_journal else "%(asctime)s %(levelname)s %(name)s: "
+        super().__init__(
+            text if for_journal else text + "%(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
+        )
+        self.converter = time.gmtime
+        self._for_journal = for_journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = _one_line(super().format(record))
+        if not self._for_journal:
+            return line
+        return f"<{_JOURNAL_PRIORITY.get(record.levelname, 6)}>{line}"
+
+
+def _fail(message: str, exit_code: int) -> int:
+    click.echo("error: " + _one_line(message), err=True)
+    return exit_code
+
+
+def _one_line(text: str) -> str:
+    return " | ".join(line.strip() for line in text.splitlines() if line.strip())

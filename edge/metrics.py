@@ -1,0 +1,192 @@
+"""Prometheus metrics of one agent, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from edge.manifest import Backend
+from edge.probes import Sample
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+OUTCOME_OK = "ok"
+# Dense where edge models live (2 to 100 ms), and wide enough to show a stall.
+BUCKETS_S = (
+    0.0005,
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.010,
+    0.015,
+    0.020,
+    0.030,
+    0.050,
+    0.075,
+    0.100,
+    0.150,
+    0.250,
+    0.500,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+GPU_BACKENDS: frozenset[Backend] = frozenset({"trt", "trt-rtx"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """What is true of a served model at the moment of a scrape."""
+
+    model: str
+    version: str
+    variant: str
+    backend: Backend
+    queue_depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What is true of the agent at the moment of a scrape."""
+
+    bundle: str
+    signed: bool
+    models: tuple[ModelState, ...]
+    sample: Sample
+
+
+class Metrics:
+    """Counts requests and renders everything; `state` is asked once per scrape."""
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library leaves it untyped
+        self._registry = CollectorRegistry()
+        self._durations = Histogram(
+            "edge_inference_request_duration_seconds",
+            "Time of an answered request: waiting, in the backend, and from parsing to encoding.",
+            ("model", "stage"),
+            buckets=BUCKETS_S,
+            registry=self._registry,
+        )
+        self._requests = Counter(
+            "edge_inference_requests",
+            "Inference requests by outcome: ok, or the code of the error.",
+            ("model", "outcome"),
+            registry=self._registry,
+        )
+        self._responses = Counter(
+            "edge_http_responses",
+            "HTTP answers by status code, whatever was asked for.",
+            ("status",),
+            registry=self._registry,
+        )
+        self._registry.register(_StateCollector(state))
+
+    def record_response(self, status: int) -> None:
+        """Count one HTTP answer."""
+        self._responses.labels(str(status)).inc()
+
+    def for_model(self, model: str) -> ModelMetrics:
+        """Return the recorder of one model's requests."""
+        return ModelMetrics(model, self._requests, self._durations)
+
+    def exposition(self) -> bytes:
+        """Return the text format that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+
+class ModelMetrics:
+    """Records the requests of one model. May be used from any thread."""
+
+    def __init__(self, model: str, requests: Counter, durations: Histogram) -> None:
+        self._model = model
+        self._requests = requests
+        self._queue = durations.labels(model, "queue")
+        self._compute = durations.labels(model, "compute")
+        self._total = durations.labels(model, "total")
+        self._ok = requests.labels(model, OUTCOME_OK)
+
+    def record_answer(self, *, queue_s: float, compute_s: float, total_s: float) -> None:
+        """Count one answered request and its stages."""
+        self._queue.observe(queue_s)
+        self._compute.observe(compute_s)
+        self._total.observe(total_s)
+        self._ok.inc()
+
+    def record_error(self, code: str) -> None:
+        """Count one request that ended with an error."""
+        self._requests.labels(self._model, code).inc()
+
+    def outcomes(self) -> dict[str, int]:
+        """Return how many requests ended each way so far."""
+        return {
+            sample.labels["outcome"]: int(sample.value)
+            for metric in self._requests.collect()
+            for sample in metric.samples
+            if sample.labels.get("model") == self._model
+        }
+
+
+class _StateCollector(Collector):
+    """Gauges that are read at the moment of a scrape; what cannot be told is left out."""
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._state = state
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        state = self._state()
+        depth = GaugeMetricFamily(
+            "edge_queue_depth", "Requests that wait for a model.", labels=("model",)
+        )
+        info = GaugeMetricFamily(
+            "edge_bundle_info",
+            "The bundle, and the variant of each model that is served; always 1.",
+            labels=("bundle", "model", "version", "variant", "backend", "signed"),
+        )
+        signed = "true" if state.signed else "false"
+        for model in state.models:
+            depth.add_metric([model.model], model.queue_depth)
+            labels = [state.bundle, model.model, model.version, model.variant, model.backend]
+            info.add_metric([*labels, signed], 1)
+        yield depth
+        yield info
+        uses_gpu = any(model.backend in GPU_BACKENDS for model in state.models)
+        yield GaugeMetricFamily(
+            "edge_gpu_backend_active", "1 if a model runs on a GPU backend.", value=int(uses_gpu)
+        )
+        sample = state.sample
+        if sample.memory_available_bytes is not None:
+            yield GaugeMetricFamily(
+                "edge_memory_available_bytes",
+                "Memory that new allocations can use without swapping.",
+                value=sample.memory_available_bytes,
+            )
+        if sample.rss_bytes is not None:
+            yield GaugeMetricFamily(
+                "edge_process_resident_memory_bytes",
+                "Resident memory of the agent.",
+                value=sample.rss_bytes,
+            )
+        temperature = GaugeMetricFamily(
+            "edge_temperature_celsius", "Temperature of a thermal zone.", labels=("zone",)
+        )
+        for zone, celsius in sample.temperatures_celsius.items():
+            temperature.add_metric([zone], celsius)
+        yield temperature

@@ -1,0 +1,291 @@
+"""The Open Inference Protocol v2 over HTTP as bytes and values: no socket, no framework.
+
+A request is one JSON object, followed by raw tensors if the header
+`Inference-Header-Content-Length` gives the length of the JSON part. Anything that cannot be
+understood is an InputError whose text is meant for the client.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from edge.errors import InputError
+from edge.oip_json import array_from_json, list_from_array
+from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Datatype, TensorSpec
+
+JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
+MAX_RANK = 32
+MAX_TENSORS = 1024
+_MAX_LENGTH_DIGITS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedOutput:
+    """An output to return, in binary or as JSON."""
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferRequest:
+    """A parsed request. Feeds of binary tensors are read-only views of the body."""
+
+    id: str | None
+    feeds: dict[str, AnyArray]
+    wanted: tuple[WantedOutput, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferResponse:
+    """An encoded response; json_length is None when no output is binary."""
+
+    body: bytes
+    json_length: int | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The HTTP headers that describe the body."""
+        if self.json_length is None:
+            return {"Content-Type": "application/json"}
+        return {
+            "Content-Type": "application/octet-stream",
+            JSON_LENGTH_HEADER: str(self.json_length),
+        }
+
+
+CheckTensor = Callable[[str, str, tuple[int, ...]], None]
+
+_ABSENT = msgspec.Raw()
+_NOT_A_NUMBER = re.compile(rb"\b(NaN|Infinity)\b")
+
+
+# What a client may send; unknown fields and parameters are ignored, as the protocol asks.
+class _InputParameters(msgspec.Struct, frozen=True):
+    binary_data_size: int | None = None
+    shared_memory_region: str | None = None
+
+
+class _Input(msgspec.Struct, frozen=True):
+    name: str
+    datatype: str
+    shape: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(max_length=MAX_RANK)
+    ]
+    data: msgspec.Raw = _ABSENT
+    parameters: _InputParameters = _InputParameters()
+
+
+class _OutputParameters(msgspec.Struct, frozen=True):
+    binary_data: bool | None = None
+    classification: int | None = None
+    shared_memory_region: str | None = None
+
+
+class _Output(msgspec.Struct, frozen=True):
+    name: str
+    parameters: _OutputParameters = _OutputParameters()
+
+
+class _RequestParameters(msgspec.Struct, frozen=True):
+    binary_data_output: bool = False
+
+
+class _Request(msgspec.Struct, frozen=True):
+    inputs: Annotated[tuple[_Input, ...], msgspec.Meta(max_length=MAX_TENSORS)]
+    outputs: Annotated[tuple[_Output, ...], msgspec.Meta(max_length=MAX_TENSORS)] = ()
+    id: str | None = None
+    parameters: _RequestParameters = _RequestParameters()
+
+
+_REQUEST = msgspec.json.Decoder(_Request)
+
+
+def json_length_from_header(value: str | None, *, body_bytes: int) -> int | None:
+    """Return the length of the JSON part, or None if the header is absent.
+
+    Raises InputError unless the value is a decimal number in 1..body_bytes.
+    """
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS):
+        raise InputError(f"{JSON_LENGTH_HEADER} must be a decimal number of bytes")
+    length = int(value)
+    if length == 0:
+        raise InputError(
+            f"{JSON_LENGTH_HEADER} 0 (a raw tensor without JSON) is not supported; "
+            "describe the input in JSON"
+        )
+    if length > body_bytes:
+        raise InputError(
+            f"{JSON_LENGTH_HEADER} is {length}, but the body has only {body_bytes} bytes"
+        )
+    return length
+
+
+def parse_infer(
+    body: bytes,
+    json_length: int | None,
+    *,
+    outputs: tuple[TensorSpec, ...],
+    check: CheckTensor,
+) -> InferRequest:
+    """Return the request that body spells.
+
+    outputs: what the model gives; a request that names none of them gets all.
+    check: called with name, datatype and shape of every input before its data is decoded, and
+    raises InputError for what the model does not take: JSON numbers cost 32 bytes each.
+    Raises InputError.
+    """
+    view = memoryview(body)
+    head = view if json_length is None else view[:json_length]
+    try:
+        request = _REQUEST.decode(head)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, msgspec.DecodeError) and _NOT_A_NUMBER.search(head):
+            reason += "; JSON has no NaN or Infinity, send such a tensor in binary"
+        raise InputError(f"the request is not a valid inference request: {reason}") from error
+    feeds: dict[str, AnyArray] = {}
+    tail = None if json_length is None else view[json_length:]
+    offset = 0
+    for tensor in request.inputs:
+        if tensor.name in feeds:
+            raise InputError(f"input {tensor.name!r} is given twice")
+        check(tensor.name, _datatype(tensor), tensor.shape)
+        size = tensor.parameters.binary_data_size
+        if size is None:
+            feeds[tensor.name] = _json_tensor(tensor)
+        else:
+            feeds[tensor.name] = _binary_tensor(tensor, size, tail, offset)
+            offset += size
+    if tail is not None and offset != len(tail):
+        raise InputError(
+            f"the body has {len(tail)} bytes after its JSON part, the inputs account for {offset}; "
+            "check binary_data_size and Content-Length"
+        )
+    return InferRequest(id=request.id, feeds=feeds, wanted=_wanted(request, outputs))
+
+
+def encode_infer(
+    results: Mapping[str, AnyArray],
+    request: InferRequest,
+    *,
+    model: str,
+    version: str,
+    outputs: tuple[TensorSpec, ...],
+) -> InferResponse:
+    """Return the response to a request.
+
+    Raises InputError if an output that was asked for as JSON holds NaN or an infinity, which JSON
+    cannot carry: the client can have it in binary.
+    """
+    specs = {spec.name: spec for spec in outputs}
+    described: list[dict[str, object]] = []
+    chunks: list[bytes] = []
+    for wanted in request.wanted:
+        spec = specs[wanted.name]
+        array = np.ascontiguousarray(results[wanted.name], dtype=spec.dtype)
+        description: dict[str, object] = {
+            "name": spec.name,
+            "shape": results[wanted.name].shape,
+            "datatype": spec.datatype,
+        }
+        if wanted.binary:
+            description["parameters"] = {"binary_data_size": array.nbytes}
+            chunks.append(array.tobytes())
+        else:
+            description["data"] = list_from_array(spec.name, array)
+        described.append(description)
+    head: dict[str, object] = {"model_name": model, "model_version": version, "outputs": described}
+    if request.id is not None:
+        head["id"] = request.id
+    encoded = msgspec.json.encode(head)
+    if not chunks:
+        return InferResponse(body=encoded, json_length=None)
+    return InferResponse(body=b"".join([encoded, *chunks]), json_length=len(encoded))
+
+
+def _json_tensor(tensor: _Input) -> AnyArray:
+    if tensor.parameters.shared_memory_region is not None:
+        raise InputError(f"input {tensor.name!r}: shared memory is not supported; send the data")
+    if tensor.data == _ABSENT:
+        raise InputError(
+            f"input {tensor.name!r} has neither data nor the parameter binary_data_size"
+        )
+    datatype = _datatype(tensor)
+    if datatype == "FP16":
+        raise InputError(
+            f"input {tensor.name!r}: FP16 cannot be sent as JSON; send it as a binary tensor"
+        )
+    return array_from_json(tensor.name, datatype, tensor.shape, tensor.data)
+
+
+def _binary_tensor(tensor: _Input, size: int, tail: memoryview | None, offset: int) -> AnyArray:
+    if tail is None:
+        raise InputError(
+            f"input {tensor.name!r} is announced as binary, but the header {JSON_LENGTH_HEADER} "
+            "is missing"
+        )
+    if tensor.data != _ABSENT:
+        raise InputError(f"input {tensor.name!r} has both data and binary_data_size; send one")
+    datatype = _datatype(tensor)
+    dtype = NUMPY_FROM_DATATYPE[datatype]
+    expected = math.prod(tensor.shape) * dtype.itemsize
+    if size != expected:
+        raise InputError(
+            f"input {tensor.name!r}: shape {list(tensor.shape)} of {datatype} is {expected} bytes, "
+            f"binary_data_size says {size}"
+        )
+    chunk = tail[offset : offset + size]
+    if len(chunk) != size:
+        raise InputError(
+            f"input {tensor.name!r}: binary_data_size is {size}, but the body ends after "
+            f"{len(chunk)} bytes of it"
+        )
+    if datatype == "BOOL" and np.any(np.frombuffer(chunk, dtype=np.uint8) > 1):
+        raise InputError(f"input {tensor.name!r}: a BOOL byte must be 0 or 1")
+    return np.frombuffer(chunk, dtype=dtype).reshape(tensor.shape)
+
+
+def _datatype(tensor: _Input) -> Datatype:
+    for known in NUMPY_FROM_DATATYPE:
+        if tensor.datatype == known:
+            return known
+    raise InputError(
+        f"input {tensor.name!r}: datatype {tensor.datatype!r} is not supported; models here take "
+        f"{', '.join(NUMPY_FROM_DATATYPE)}"
+    )
+
+
+def _wanted(request: _Request, outputs: tuple[TensorSpec, ...]) -> tuple[WantedOutput, ...]:
+    default = request.parameters.binary_data_output
+    specs = {spec.name: spec for spec in outputs}
+    asked = request.outputs or tuple(_Output(name=name) for name in specs)
+    wanted: dict[str, WantedOutput] = {}
+    for output in asked:
+        name, parameters = output.name, output.parameters
+        if name not in specs:
+            known = ", ".join(repr(known) for known in specs)
+            raise InputError(f"output {name!r} is unknown; the model gives {known}")
+        if name in wanted:
+            raise InputError(f"output {name!r} is asked for twice")
+        if parameters.classification is not None or parameters.shared_memory_region is not None:
+            raise InputError(
+                f"output {name!r}: classification and shared memory are not supported; ask for "
+                "the tensor"
+            )
+        binary = default if parameters.binary_data is None else parameters.binary_data
+        if specs[name].datatype == "FP16" and not binary:
+            raise InputError(
+                f"output {name!r} is FP16, which JSON cannot carry; ask for it with binary_data"
+            )
+        wanted[name] = WantedOutput(name=name, binary=binary)
+    return tuple(wanted.values())

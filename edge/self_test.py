@@ -1,0 +1,80 @@
+"""The self-test: an opened model must reproduce the golden outputs of its bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.errors import BundleError, SelfTestError
+from edge.manifest import GoldenTensor, Model, Precision
+from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Feeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTest:
+    """The worst relative error over all golden cases, the output it occurred in, the limit."""
+
+    cases: int
+    output: str
+    relative_error: float
+    tolerance: float
+
+
+def run_self_test(
+    model: Model,
+    precision: Precision,
+    *,
+    infer: Callable[[Feeds], dict[str, AnyArray]],
+    read: Callable[[str], bytes],
+) -> SelfTest:
+    """Run every golden case and return the worst error ||y - golden|| / ||golden||.
+
+    read: artifact path -> content.
+    Raises SelfTestError naming the output if an error exceeds the tolerance of the precision.
+    """
+    tolerance = model.golden.tolerance[precision]
+    worst, where = 0.0, model.golden.cases[0].outputs[0].name
+    for number, case in enumerate(model.golden.cases):
+        outputs = infer({tensor.name: _tensor(tensor, read) for tensor in case.inputs})
+        for tensor in case.outputs:
+            golden, got = _tensor(tensor, read), outputs.get(tensor.name)
+            if got is None or got.shape != golden.shape:
+                shape = None if got is None else list(got.shape)
+                raise SelfTestError(
+                    f"model {model.name!r}, golden case {number}: output {tensor.name!r} has the "
+                    f"shape {shape} instead of {list(golden.shape)}; pack the bundle again"
+                )
+            error = relative_error(got, golden)
+            if not error <= tolerance:
+                raise SelfTestError(
+                    f"model {model.name!r}, golden case {number}: output {tensor.name!r} is off by "
+                    f"{error:.2e} (relative), {precision} allows {tolerance:.2e}; this device or "
+                    "backend computes it differently: serve another variant, or pack it again"
+                )
+            if error > worst:
+                worst, where = error, tensor.name
+    return SelfTest(
+        cases=len(model.golden.cases), output=where, relative_error=worst, tolerance=tolerance
+    )
+
+
+def relative_error(got: AnyArray, golden: AnyArray) -> float:
+    """Return ||got - golden|| / ||golden|| in the Euclidean norm; ||got|| if golden is zero."""
+    reference = golden.astype(np.float64).ravel()
+    scale = float(np.linalg.norm(reference)) or 1.0
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which no tolerance allows
+        return float(np.linalg.norm(got.astype(np.float64).ravel() - reference)) / scale
+
+
+def _tensor(tensor: GoldenTensor, read: Callable[[str], bytes]) -> AnyArray:
+    content = read(tensor.artifact)
+    try:
+        array = np.frombuffer(content, dtype=NUMPY_FROM_DATATYPE[tensor.datatype])
+        return array.reshape(tensor.shape)
+    except ValueError as error:
+        raise BundleError(
+            f"{tensor.artifact} holds {len(content)} bytes, {tensor.datatype} of the shape "
+            f"{list(tensor.shape)} needs another number; pack the bundle again"
+        ) from error

@@ -1,0 +1,105 @@
+"""What the agent serves now: the bundle, its opened models, and the phase of its life.
+
+The agent's main thread writes here, HTTP threads read. Every attribute is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edge import manifest
+from edge.bundle import Bundle
+from edge.choice import Choice
+from edge.errors import NotReadyError, UnknownModelError
+from edge.latency import LatencyWindow
+from edge.metrics import Metrics, ModelMetrics, ModelState, State
+from edge.probes import Sample
+from edge.self_test import SelfTest
+from edge.worker import Answer, Worker
+
+Phase = Literal["starting", "serving", "stopping"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """An opened model that passed its self-test, with what is known about it."""
+
+    model: manifest.Model
+    choice: Choice
+    self_test: SelfTest
+    worker: Worker
+    metrics: ModelMetrics
+    latency: LatencyWindow
+
+    def record_answer(self, answer: Answer, *, total_s: float) -> None:
+        """Count one answered request."""
+        times = {"queue_s": answer.queue_s, "compute_s": answer.compute_s, "total_s": total_s}
+        self.metrics.record_answer(**times)
+        self.latency.record(**times)
+
+
+class Serving:
+    """The state that HTTP threads see."""
+
+    def __init__(self, bundle: Bundle, *, started: float, allow_unsigned: bool) -> None:
+        self.bundle = bundle
+        self.started = started
+        self.allow_unsigned = allow_unsigned
+        self.phase: Phase = "starting"
+        self.sample = Sample()
+        self.served: dict[str, ServedModel] = {}
+        self.metrics = Metrics(self._state)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model of the bundle is open, passed its self-test and works."""
+        return self.phase == "serving" and all(m.worker.is_ready for m in self.served.values())
+
+    def is_model_ready(self, name: str) -> bool:
+        """Whether this model can answer; readiness of the others does not matter."""
+        served = self.served.get(name)
+        return self.phase == "serving" and served is not None and served.worker.is_ready
+
+    def model(self, name: str, version: str | None) -> manifest.Model:
+        """Return the model with this name, of this version if one is given.
+
+        Raises UnknownModelError.
+        """
+        models = self.bundle.manifest.models
+        model = next((model for model in models if model.name == name), None)
+        if model is None:
+            names = ", ".join(repr(model.name) for model in models)
+            raise UnknownModelError(f"model {name!r} is unknown; this bundle has {names}")
+        if version not in {None, model.version}:
+            raise UnknownModelError(
+                f"model {name!r} has no version {version!r}; this bundle has {model.version!r}"
+            )
+        return model
+
+    def served_model(self, name: str, version: str | None) -> ServedModel:
+        """Return an opened model; raises UnknownModelError, or NotReadyError while it opens."""
+        model = self.model(name, version)
+        served = self.served.get(model.name)
+        if served is None:
+            raise NotReadyError(
+                f"model {name!r} is still opening; wait until /v2/health/ready answers 200"
+            )
+        return served
+
+    def _state(self) -> State:
+        return State(
+            bundle=self.bundle.manifest.name,
+            signed=self.bundle.signed_by is not None,
+            sample=self.sample,
+            models=tuple(
+                ModelState(
+                    model=served.model.name,
+                    version=served.model.version,
+                    variant=served.choice.variant.id,
+                    backend=served.choice.variant.backend,
+                    queue_depth=served.worker.queue_depth,
+                )
+                for served in self.served.values()
+            ),
+        )

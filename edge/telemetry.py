@@ -1,0 +1,107 @@
+"""The report of one agent: what it serves and why, how fast, and how the machine is.
+
+It only reads: no failure here can make the agent unready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from edge import __version__
+from edge.choice import Refusal
+from edge.latency import LatencySummary
+from edge.manifest import Backend, Precision, bytes_from_manifest
+from edge.probes import Sample
+from edge.self_test import SelfTest
+from edge.serving import Phase, ServedModel, Serving
+
+UNSIGNED = "unsigned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """The trusted key that signed the bundle: its id, and the file it came from."""
+
+    keyid: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleReport:
+    """The bundle in service; signed_by is "unsigned" if it was accepted without a trusted key."""
+
+    name: str
+    version: str
+    manifest_sha256: str
+    signed_by: Signer | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """One model: the variant in service and why, the others and why not, and its requests."""
+
+    name: str
+    version: str
+    variant: str
+    backend: Backend
+    precision: Precision
+    why: str
+    refused: tuple[Refusal, ...]
+    self_test: SelfTest
+    ready: bool
+    latency: LatencySummary
+    requests: dict[str, int]
+    queue_depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The content of /telemetry."""
+
+    agent_version: str
+    uptime_s: float
+    phase: Phase
+    ready: bool
+    allow_unsigned: bool
+    bundle: BundleReport
+    models: tuple[ModelReport, ...]
+    machine: Sample
+
+
+def report_from_serving(serving: Serving, *, now: float) -> Report:
+    """Return the report; now is on the clock that gave `serving.started`."""
+    manifest, signer = serving.bundle.manifest, serving.bundle.signed_by
+    return Report(
+        agent_version=__version__,
+        uptime_s=round(now - serving.started, 3),
+        phase=serving.phase,
+        ready=serving.is_ready,
+        allow_unsigned=serving.allow_unsigned,
+        bundle=BundleReport(
+            name=manifest.name,
+            version=manifest.version,
+            manifest_sha256=hashlib.sha256(bytes_from_manifest(manifest)).hexdigest(),
+            signed_by=UNSIGNED if signer is None else Signer(keyid=signer.keyid, name=signer.name),
+        ),
+        models=tuple(_model_report(served) for served in serving.served.values()),
+        machine=serving.sample,
+    )
+
+
+def _model_report(served: ServedModel) -> ModelReport:
+    variant = served.choice.variant
+    return ModelReport(
+        name=served.model.name,
+        version=served.model.version,
+        variant=variant.id,
+        backend=variant.backend,
+        precision=variant.precision,
+        why=served.choice.why,
+        refused=served.choice.refused,
+        self_test=served.self_test,
+        ready=served.worker.is_ready,
+        latency=served.latency.summary(),
+        requests=served.metrics.outcomes(),
+        queue_depth=served.worker.queue_depth,
+    )

@@ -1,0 +1,55 @@
+"""A real agent on a free port, run in a thread of the test process."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edge.agent import Agent
+from edge.config import AgentConfig
+from edge.session import Session
+from tests.bundles import affine_parts, make_key, write_bundle
+from tests.fakes import DEADLINE_S, FakeNotifier
+
+
+def make_config(tmp_path: Path, **changes: Any) -> AgentConfig:
+    """Return the configuration of an agent that serves a freshly written affine bundle."""
+    key = make_key()
+    manifest, files = affine_parts()
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "test.pub").write_bytes(key.public_pem)
+    root = write_bundle(tmp_path / "bundle", manifest, files, key)
+    defaults: dict[str, Any] = {
+        "bundle": root,
+        "trusted_keys": keys,
+        "port": 0,
+        "intra_op_threads": 1,
+    }
+    return AgentConfig(**{**defaults, **changes})
+
+
+@contextlib.contextmanager
+def running_agent(
+    config: AgentConfig,
+    *,
+    open_session: Callable[..., Session] | None = None,
+    notifier: FakeNotifier | None = None,
+    until_ready: bool = True,
+) -> Iterator[Agent]:
+    """Yield an agent that serves; afterwards it is stopped as by SIGTERM."""
+    notifier = notifier or FakeNotifier()
+    agent = Agent.open(config, notifier=notifier, open_session=open_session)  # type: ignore[arg-type]
+    thread = threading.Thread(target=agent.run, name="agent-main")
+    thread.start()
+    try:
+        if until_ready:
+            assert notifier.is_ready.wait(DEADLINE_S)
+        yield agent
+    finally:
+        agent.request_stop()
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()

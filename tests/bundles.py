@@ -1,0 +1,117 @@
+"""Signed bundles of tiny models, written without `edge-kit pack`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edge import manifest as m
+from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
+from edge.spec import datatype_from_numpy
+from edge.trust import sign
+from tests.models import AFFINE_INPUTS, AFFINE_OUTPUTS, AFFINE_PROFILE, affine, affine_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestKey:
+    """A key pair in PEM."""
+
+    __test__ = False
+    private_pem: bytes
+    public_pem: bytes
+
+
+def make_key() -> TestKey:
+    private = Ed25519PrivateKey.generate()
+    return TestKey(
+        private_pem=private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        public_pem=private.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        ),
+    )
+
+
+def affine_parts(
+    graphs: dict[str, bytes] | None = None,
+) -> tuple[m.Manifest, dict[str, bytes]]:
+    """Return the Manifest of a bundle that serves "affine" 1, and its files by name.
+
+    graphs: the ONNX bytes of the int8 and fp32 variants; both compute the same here. The manifest
+    prefers int8.
+    """
+    graph = affine_model().SerializeToString()
+    files = {f"affine/{name}.onnx": graph for name in ("int8", "fp32")}
+    files |= {f"affine/{name}.onnx": content for name, content in (graphs or {}).items()}
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    golden_in = _golden("affine/golden/0/in", {"x": x}, files)
+    golden_out = _golden("affine/golden/0/out", affine(x), files)
+    model = m.Model(
+        name="affine",
+        version="1",
+        inputs=AFFINE_INPUTS,
+        outputs=AFFINE_OUTPUTS,
+        profile=AFFINE_PROFILE,
+        variants=tuple(
+            m.Variant(id=name, backend="ort", precision=name, files=(f"affine/{name}.onnx",))
+            for name in ("int8", "fp32")
+        ),
+        preferences=(m.Preference(backend="ort", variant="int8", why="p50 1.0 ms against 2.0"),),
+        golden=m.Golden(
+            cases=(m.GoldenCase(inputs=golden_in, outputs=golden_out),),
+            tolerance={"fp32": 1e-5, "int8": 0.1},
+        ),
+        provenance=m.Provenance(source="tests", opset=17, exporter="tests", tools={}),
+    )
+    manifest = m.Manifest(
+        schema=m.SCHEMA_VERSION,
+        name="affine-bundle",
+        version="2026.1",
+        created="2026-01-01T00:00:00Z",
+        artifacts=(),
+        models=(model,),
+    )
+    return manifest, files
+
+
+def write_bundle(
+    root: Path, manifest: m.Manifest, files: dict[str, bytes], key: TestKey | None
+) -> Path:
+    """Write a bundle of files, signed by key unless that is None."""
+    blobs = root / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    artifacts = []
+    for path, content in sorted(files.items()):
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / digest).write_bytes(content)
+        artifacts.append(m.Artifact(path=path, size=len(content), sha256=digest))
+    encoded = m.bytes_from_manifest(replace(manifest, artifacts=tuple(artifacts)))
+    (root / MANIFEST_NAME).write_bytes(encoded)
+    if key is not None:
+        (root / SIGNATURE_NAME).write_bytes(sign(encoded, key.private_pem, name="test key"))
+    return root
+
+
+def _golden(
+    prefix: str, tensors: dict[str, np.ndarray], files: dict[str, bytes]
+) -> tuple[m.GoldenTensor, ...]:
+    golden = []
+    for name, array in tensors.items():
+        files[f"{prefix}/{name}.bin"] = array.tobytes()
+        golden.append(
+            m.GoldenTensor(
+                name=name,
+                datatype=datatype_from_numpy(array.dtype),
+                shape=array.shape,
+                artifact=f"{prefix}/{name}.bin",
+            )
+        )
+    return tuple(golden)

@@ -1,0 +1,337 @@
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from edge import __version__
+from edge.api import create_app
+from edge.bundle import Bundle
+from edge.choice import Choice
+from edge.errors import InferenceError
+from edge.latency import LatencyWindow
+from edge.self_test import SelfTest
+from edge.serving import ServedModel, Serving
+from edge.worker import Worker
+from tests.bundles import affine_parts
+from tests.fakes import DEADLINE_S, FakeSession, Gate
+from tests.models import affine
+
+MAX_BODY_BYTES = 4096
+X = np.array([[1, 2, 3, 4]], np.float32)
+GOOD = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X.tolist()}]}
+INFER = "/v2/models/affine/infer"
+
+
+@pytest.fixture
+def serving() -> Serving:
+    bundle = Bundle(root=Path("/nowhere"), manifest=affine_parts()[0], signed_by=None)
+    return Serving(bundle, started=0.0, allow_unsigned=True)
+
+
+@pytest.fixture
+def load(serving: Serving) -> Iterator[Callable[..., Worker]]:
+    workers: list[Worker] = []
+
+    def load(session: FakeSession, *, queue_size: int = 4) -> Worker:
+        model = serving.bundle.manifest.models[0]
+        worker = Worker("affine", lambda: session, queue_size=queue_size, stall_timeout_s=10.0)
+        workers.append(worker)
+        worker.start()
+        serving.served = {
+            "affine": ServedModel(
+                model=model,
+                choice=Choice(variant=model.variants[0], why="it is first", refused=()),
+                self_test=SelfTest(cases=1, output="y", relative_error=0.0, tolerance=0.1),
+                worker=worker,
+                metrics=serving.metrics.for_model("affine"),
+                latency=LatencyWindow(),
+            )
+        }
+        serving.phase = "serving"
+        return worker
+
+    yield load
+    for worker in workers:
+        assert worker.stop(DEADLINE_S)
+
+
+def make_app(serving: Serving, request_timeout_s: float = DEADLINE_S) -> Flask:
+    return create_app(
+        serving,
+        max_body_bytes=MAX_BODY_BYTES,
+        max_requests=4,
+        request_timeout_s=request_timeout_s,
+    )
+
+
+@pytest.fixture
+def client(serving: Serving, load: Callable[..., Worker]) -> FlaskClient:
+    load(FakeSession())
+    return make_app(serving).test_client()
+
+
+def error_of(response: TestResponse, status: int) -> str:
+    """Return the error text of a response, having checked its form."""
+    assert response.status_code == status, response.data
+    assert response.content_type == "application/json"
+    message = response.get_json()["error"]
+    assert isinstance(message, str)
+    assert message
+    return message
+
+
+def test_health(client: FlaskClient) -> None:
+    for path, body in (
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/affine/ready", {"name": "affine", "ready": True}),
+        ("/v2/models/affine/versions/1/ready", {"name": "affine", "ready": True}),
+    ):
+        response = client.get(path)
+        assert response.status_code == 200
+        assert response.content_type == "application/json"
+        assert response.get_json() == body
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/"])
+def test_server_metadata(client: FlaskClient, path: str) -> None:
+    assert client.get(path).get_json() == {
+        "name": "edge-agent",
+        "version": __version__,
+        "extensions": ["binary_tensor_data"],
+    }
+
+
+@pytest.mark.parametrize("path", ["/v2/models/affine", "/v2/models/affine/versions/1"])
+def test_model_metadata(client: FlaskClient, path: str) -> None:
+    assert client.get(path).get_json() == {
+        "name": "affine",
+        "versions": ["1"],
+        "platform": "onnx_onnxv1",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+        "outputs": [
+            {"name": "y", "datatype": "FP32", "shape": [-1, 4]},
+            {"name": "s", "datatype": "FP32", "shape": [-1]},
+        ],
+    }
+
+
+@pytest.mark.parametrize("path", [INFER, "/v2/models/affine/versions/1/infer"])
+def test_json_inference(client: FlaskClient, path: str) -> None:
+    response = client.post(path, json={**GOOD, "id": "7"})
+    assert response.status_code == 200
+    body = response.get_json()
+    assert (body["model_name"], body["model_version"], body["id"]) == ("affine", "1", "7")
+    got = {output["name"]: output["data"] for output in body["outputs"]}
+    expected = affine(X)
+    assert got == {"y": expected["y"].ravel().tolist(), "s": expected["s"].tolist()}
+
+
+def test_a_content_type_is_not_required(client: FlaskClient) -> None:
+    assert client.post(INFER, data=json.dumps(GOOD)).status_code == 200
+
+
+def good(**changes: Any) -> str:
+    return json.dumps({"inputs": [{**GOOD["inputs"][0], **changes}]})
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (good(datatype="FP64"), "datatype is FP64, the model takes FP32"),
+        (good(shape=[4], data=[1, 2, 3, 4]), "rank 1"),
+        (good(shape=[1, 5], data=[1, 2, 3, 4, 5]), "axis 1"),
+        (good(shape=[9, 4], data=[0] * 36), "accepts 1..8"),
+        (good(shape=[2, 4]), "needs 8 values"),
+        (good(name="z"), "'z' is unknown"),
+        ('{"inputs": []}', "'x' is missing"),
+        (good().replace("1.0", "NaN"), "NaN"),
+        (good().replace("1.0", "-Infinity"), "Infinity"),
+        (good(data=0).replace(": 0", ": " + "[" * 1500 + "]" * 1500), "nested too deeply"),
+        (good()[:-10], "truncated"),
+        ("", "truncated"),
+        ("\x00\xff", "malformed"),
+    ],
+)
+def test_a_bad_request_is_a_400_with_its_reason(
+    client: FlaskClient, body: str, problem: str
+) -> None:
+    assert problem in error_of(client.post(INFER, data=body), 400)
+
+
+@pytest.mark.parametrize("value", ["abc", "-5", "0", "999999"])
+def test_a_bad_json_length_is_a_400(client: FlaskClient, value: str) -> None:
+    headers = {"Inference-Header-Content-Length": value}
+    assert "Inference-Header-Content-Length" in error_of(
+        client.post(INFER, data=good(), headers=headers), 400
+    )
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, identity"])
+def test_a_compressed_body_is_a_415(client: FlaskClient, encoding: str) -> None:
+    response = client.post(INFER, data=good(), headers={"Content-Encoding": encoding})
+    assert "uncompressed" in error_of(response, 415)
+
+
+def test_a_body_over_the_cap_is_a_413(client: FlaskClient) -> None:
+    assert "4096 bytes" in error_of(client.post(INFER, data=b" " * (MAX_BODY_BYTES + 1)), 413)
+    assert client.post(INFER, data=good().ljust(MAX_BODY_BYTES)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v2/models/nope"),
+        ("GET", "/v2/models/nope/ready"),
+        ("POST", "/v2/models/nope/infer"),
+        ("GET", "/v2/models/affine/versions/2"),
+        ("POST", "/v2/models/affine/versions/2/infer"),
+        ("GET", "/"),
+        ("GET", "/v2/nope"),
+        ("GET", "/v3"),
+        ("GET", "//v2"),
+        ("GET", "/v2//health/live"),
+        ("GET", "/v2/models/"),
+        ("GET", "/static/x"),
+        ("GET", "/v2/models/affine/versions/1/infer/extra"),
+        ("POST", "/v2/models/%2e%2e/infer"),
+        ("GET", "/v2/models/a%2fb"),
+    ],
+)
+def test_what_does_not_exist_is_a_404(client: FlaskClient, method: str, path: str) -> None:
+    error_of(client.open(path, method=method), 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", INFER),
+        ("PUT", INFER),
+        ("DELETE", INFER),
+        ("OPTIONS", INFER),
+        ("POST", "/v2/health/live"),
+        ("POST", "/v2"),
+        ("POST", "/metrics"),
+        ("DELETE", "/telemetry"),
+        ("BREW", "/v2/health/ready"),
+    ],
+)
+def test_a_wrong_method_is_a_405_that_names_the_right_one(
+    client: FlaskClient, method: str, path: str
+) -> None:
+    response = client.open(path, method=method)
+    assert method in error_of(response, 405)
+    assert response.headers["Allow"] in {"POST", "GET, HEAD"}
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_retry(
+    serving: Serving, load: Callable[..., Worker]
+) -> None:
+    gate = Gate()
+    worker = load(FakeSession(before_run=gate), queue_size=1)
+    app = make_app(serving)
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(app.test_client().post, INFER, data=good())
+        gate.wait_entered()
+        waiting = pool.submit(worker.infer, {"x": X}, deadline=None)
+        while worker.queue_depth == 0 and not waiting.done():
+            pass
+        response = app.test_client().post(INFER, data=good())
+        assert "retry later" in error_of(response, 429)
+        assert response.headers["Retry-After"] == "1"
+        gate.open()
+        assert running.result(DEADLINE_S).status_code == 200
+
+
+def test_a_late_answer_is_a_504(serving: Serving, load: Callable[..., Worker]) -> None:
+    gate = Gate()
+    load(FakeSession(before_run=gate))
+    client = make_app(serving, request_timeout_s=0.01).test_client()
+    assert "time limit" in error_of(client.post(INFER, data=good()), 504)
+    gate.open()
+
+
+def test_a_backend_failure_is_a_500_without_internals(
+    serving: Serving, load: Callable[..., Worker]
+) -> None:
+    def fail() -> None:
+        raise InferenceError("CUDA error 700 at /opt/secret.cc:12")
+
+    load(FakeSession(before_run=fail))
+    client = make_app(serving).test_client()
+    for attempt in range(4):
+        message = error_of(client.post(INFER, data=good()), 500)
+        assert "secret" not in message
+        assert client.get("/v2/health/ready").status_code == (200 if attempt < 2 else 503)
+    assert client.get("/v2/health/live").status_code == 200
+    assert "failing" in error_of(client.get("/v2/health/ready"), 503)
+
+
+def test_a_bug_is_a_500_without_internals_and_logged(
+    serving: Serving, load: Callable[..., Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    load(FakeSession(compute=lambda x: {"y": x}))  # no "s": encoding trips over it
+    client = make_app(serving).test_client()
+    with caplog.at_level(logging.ERROR):
+        message = error_of(client.post(INFER, data=good()), 500)
+    assert "KeyError" not in message
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_nan_in_a_json_answer_is_a_400_that_names_binary(
+    serving: Serving, load: Callable[..., Worker]
+) -> None:
+    load(FakeSession(compute=lambda x: {name: a * np.nan for name, a in affine(x).items()}))
+    client = make_app(serving).test_client()
+    assert "binary_data" in error_of(client.post(INFER, data=good()), 400)
+    asked = {**GOOD, "parameters": {"binary_data_output": True}}
+    assert client.post(INFER, json=asked).status_code == 200
+
+
+def test_while_starting_the_agent_is_live_and_describes_its_models_but_is_not_ready(
+    serving: Serving,
+) -> None:
+    client = make_app(serving).test_client()
+    assert client.get("/v2/health/live").status_code == 200
+    assert client.get("/v2/models/affine").status_code == 200
+    assert client.get("/telemetry").status_code == 200
+    assert "starting" in error_of(client.get("/v2/health/ready"), 503)
+    assert "starting" in error_of(client.get("/v2/models/affine/ready"), 503)
+    assert "still opening" in error_of(client.post(INFER, data=good()), 503)
+
+
+def test_while_stopping_the_agent_answers_but_is_not_ready(
+    serving: Serving, client: FlaskClient
+) -> None:
+    serving.phase = "stopping"
+    assert "stopping" in error_of(client.get("/v2/health/ready"), 503)
+    assert client.post(INFER, data=good()).status_code == 200
+
+
+def test_metrics_and_telemetry_count_every_outcome(client: FlaskClient) -> None:
+    for body in (good(), good(), good(name="z")):
+        client.post(INFER, data=body)
+    text = client.get("/metrics").text
+    assert 'edge_inference_requests_total{model="affine",outcome="ok"} 2.0' in text
+    assert 'edge_inference_requests_total{model="affine",outcome="input"} 1.0' in text
+    model = client.get("/telemetry").get_json()["models"][0]
+    assert model["requests"] == {"ok": 2, "input": 1}
+    assert model["latency"]["requests"] == 2
+    stages = model["latency"]["stages"]
+    assert set(stages) == {"queue", "compute", "total"}
+    assert stages["total"]["p50_ms"] >= stages["compute"]["p50_ms"] >= 0
+
+
+def test_every_route_answers_an_error_as_json(client: FlaskClient) -> None:
+    rules = list(client.application.url_map.iter_rules())
+    assert len(rules) > 10
+    for rule in rules:
+        error_of(client.open(rule.rule.replace("<", "").replace(">", ""), method="PATCH"), 405)

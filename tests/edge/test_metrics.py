@@ -1,0 +1,100 @@
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from edge.metrics import BUCKETS_S, Metrics, ModelState, State
+from edge.probes import Sample
+
+MODEL = ModelState(model="m", version="1", variant="int8", backend="ort", queue_depth=3)
+
+
+def make_metrics(sample: Sample | None = None, *models: ModelState) -> Metrics:
+    state = State(bundle="b", signed=True, models=models or (MODEL,), sample=sample or Sample())
+    return Metrics(lambda: state)
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.exposition().decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return samples(metrics)[name, frozenset(labels.items())]
+
+
+def test_a_duration_falls_into_the_buckets_of_its_stage() -> None:
+    metrics = make_metrics()
+    metrics.for_model("m").record_answer(queue_s=0.0004, compute_s=0.004, total_s=0.0045)
+    name = "edge_inference_request_duration_seconds"
+    assert value(metrics, f"{name}_bucket", model="m", stage="queue", le="0.0005") == 1
+    assert value(metrics, f"{name}_bucket", model="m", stage="compute", le="0.003") == 0
+    assert value(metrics, f"{name}_bucket", model="m", stage="compute", le="0.005") == 1
+    assert value(metrics, f"{name}_sum", model="m", stage="total") == pytest.approx(0.0045)
+    assert value(metrics, f"{name}_count", model="m", stage="total") == 1
+
+
+def test_there_are_twenty_rising_buckets_from_half_a_millisecond_to_ten_seconds() -> None:
+    assert len(BUCKETS_S) == 20
+    assert list(BUCKETS_S) == sorted(set(BUCKETS_S))
+    assert (BUCKETS_S[0], BUCKETS_S[-1]) == (0.0005, 10.0)
+
+
+def test_requests_are_counted_by_outcome() -> None:
+    metrics = make_metrics()
+    recorder = metrics.for_model("m")
+    metrics.for_model("other").record_error("deadline")
+    recorder.record_answer(queue_s=0, compute_s=0, total_s=0)
+    recorder.record_error("input")
+    recorder.record_error("input")
+    assert value(metrics, "edge_inference_requests_total", model="m", outcome="ok") == 1
+    assert value(metrics, "edge_inference_requests_total", model="m", outcome="input") == 2
+    assert recorder.outcomes() == {"ok": 1, "input": 2}
+
+
+def test_gauges_show_the_state_at_the_scrape() -> None:
+    sample = Sample(
+        rss_bytes=10,
+        memory_available_bytes=20,
+        temperatures_celsius={"cpu-thermal": 41.5},
+    )
+    metrics = make_metrics(sample)
+    assert value(metrics, "edge_queue_depth", model="m") == 3
+    assert value(metrics, "edge_process_resident_memory_bytes") == 10
+    assert value(metrics, "edge_memory_available_bytes") == 20
+    assert value(metrics, "edge_temperature_celsius", zone="cpu-thermal") == 41.5
+    assert value(metrics, "edge_gpu_backend_active") == 0
+    labels = {"bundle": "b", "model": "m", "version": "1", "variant": "int8", "backend": "ort"}
+    assert value(metrics, "edge_bundle_info", signed="true", **labels) == 1
+
+
+def test_what_cannot_be_told_is_absent_not_zero() -> None:
+    names = {name for name, _ in samples(make_metrics(Sample()))}
+    assert "edge_memory_available_bytes" not in names
+    assert "edge_process_resident_memory_bytes" not in names
+    assert "edge_temperature_celsius" not in names
+
+
+def test_a_gpu_backend_is_reported_as_active() -> None:
+    gpu = ModelState(model="m", version="1", variant="engine", backend="trt", queue_depth=0)
+    assert value(make_metrics(None, gpu), "edge_gpu_backend_active") == 1
+
+
+def test_names_follow_the_rules_of_prometheus() -> None:
+    metrics = make_metrics(Sample(rss_bytes=1, memory_available_bytes=1))
+    metrics.for_model("m").record_answer(queue_s=0, compute_s=0, total_s=0)
+    families = list(text_string_to_metric_families(metrics.exposition().decode()))
+    assert families
+    for family in families:
+        assert re.fullmatch(r"edge_[a-z0-9_]+", family.name)
+        assert family.documentation
+        assert not family.name.endswith("_created")
+
+
+def test_two_agents_in_one_process_do_not_share_counts() -> None:
+    first, second = make_metrics(), make_metrics()
+    first.for_model("m").record_error("input")
+    assert second.for_model("m").outcomes() == {"ok": 0}

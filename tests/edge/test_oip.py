@@ -1,0 +1,420 @@
+import json
+import math
+import struct
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge import oip
+from edge.errors import InputError
+from edge.spec import NUMPY_FROM_DATATYPE, Datatype, TensorSpec
+
+OUTPUTS = (
+    TensorSpec(name="y", datatype="FP32", shape=("n", 2)),
+    TensorSpec(name="k", datatype="INT64", shape=("n",)),
+)
+HALF = (TensorSpec(name="h", datatype="FP16", shape=(2,)),)
+JSON_DATATYPES = [name for name in NUMPY_FROM_DATATYPE if name != "FP16"]
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2], **changes}
+
+
+def accept(name: str, datatype: str, shape: tuple[int, ...]) -> None:
+    """Take any tensor, whatever the model."""
+
+
+def parse(
+    *inputs: dict[str, Any], specs: tuple[TensorSpec, ...] = OUTPUTS, **fields: Any
+) -> oip.InferRequest:
+    body = json.dumps({"inputs": list(inputs), **fields}).encode()
+    return oip.parse_infer(body, None, outputs=specs, check=accept)
+
+
+def parse_binary(tail: bytes, *inputs: dict[str, Any], cut: int = 0) -> oip.InferRequest:
+    head = json.dumps({"inputs": list(inputs)}).encode()
+    body = head + tail
+    return oip.parse_infer(body[: len(body) - cut], len(head), outputs=OUTPUTS, check=accept)
+
+
+def binary(datatype: str, shape: list[int], size: int, name: str = "x") -> dict[str, Any]:
+    return {
+        "name": name,
+        "datatype": datatype,
+        "shape": shape,
+        "parameters": {"binary_data_size": size},
+    }
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("datatype", JSON_DATATYPES)
+def test_json_data_of_every_datatype_flat_or_nested(datatype: Datatype, nested: bool) -> None:
+    array = np.array([[0, 1, 1], [1, 0, 1]]).astype(NUMPY_FROM_DATATYPE[datatype])
+    sent = array.tolist() if nested else array.ravel().tolist()
+    feeds = parse(tensor(datatype=datatype, shape=[2, 3], data=sent)).feeds
+    np.testing.assert_array_equal(feeds["x"], array)
+    assert feeds["x"].dtype == array.dtype
+
+
+@pytest.mark.parametrize("datatype", ["INT8", "INT64", "UINT8", "UINT32", "UINT64"])
+def test_json_integers_reach_both_ends_of_their_range(datatype: Datatype) -> None:
+    limits = np.iinfo(NUMPY_FROM_DATATYPE[datatype])
+    sent = [int(limits.min), int(limits.max)]
+    assert parse(tensor(datatype=datatype, data=sent)).feeds["x"].ravel().tolist() == sent
+    for beyond in (sent[0] - 1, sent[1] + 1, 10**30):
+        with pytest.raises(InputError, match="'x'"):
+            parse(tensor(datatype=datatype, data=[0, beyond]))
+
+
+def test_a_number_too_large_for_fp32_is_refused_not_turned_into_infinity() -> None:
+    with pytest.raises(InputError, match="range of FP32"):
+        parse(tensor(data=[1, 1e39]))
+
+
+@pytest.mark.parametrize("datatype", list(NUMPY_FROM_DATATYPE))
+def test_binary_data_is_read_in_place(datatype: Datatype) -> None:
+    array = np.array([[0, 1], [1, 0]]).astype(NUMPY_FROM_DATATYPE[datatype])
+    raw = array.tobytes()
+    head = json.dumps({"inputs": [binary(datatype, [2, 2], len(raw))]}).encode()
+    body = head + raw
+    feeds = oip.parse_infer(body, len(head), outputs=OUTPUTS, check=accept).feeds
+    np.testing.assert_array_equal(feeds["x"], array)
+    assert np.shares_memory(feeds["x"], np.frombuffer(body, np.uint8))
+
+
+def test_binary_layout_is_little_endian_row_major_in_the_order_of_inputs() -> None:
+    tail = struct.pack("<4f", 1, 2, 3, 4) + struct.pack("<2q", -5, 6)
+    request = parse_binary(
+        tail, binary("FP32", [2, 2], 16, "a"), tensor(name="j"), binary("INT64", [2], 16, "b")
+    )
+    assert request.feeds["a"].tolist() == [[1, 2], [3, 4]]
+    assert request.feeds["j"].tolist() == [[1, 2]]
+    assert request.feeds["b"].tolist() == [-5, 6]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [
+        ([tensor(data=[1])], "needs 2 values, data has 1"),
+        ([tensor(data=[1, 2, 3])], "needs 2 values, data has 3"),
+        ([tensor(shape=[2, 1], data=[[1, 2]])], r"in the shape \[1, 2\]"),
+        ([tensor(data=[[[1, 2]]])], "nested 3 deep"),
+        ([tensor(shape=[2, 2], data=[[1, 2], [3]])], "needs 4 values, data has 3"),
+        ([tensor(shape=[2, 2], data=[[1, 2, 3], [4]])], "differ in length"),
+        ([tensor(data=["1", "2"])], "Expected `float`, got `str`"),
+        ([tensor(data=[1, None])], "Expected `float`"),
+        ([tensor(data=[1, [2]])], "Expected `float`"),
+        ([tensor(data=5)], "must be a list"),
+        ([tensor(data=None)], "must be a list"),
+        ([tensor(datatype="BOOL", data=[0, 1])], "Expected `bool`"),
+        ([tensor(datatype="INT32", data=[1.5, 2])], "Expected `int`"),
+        ([tensor(datatype="BYTES", data=["a", "b"])], "'BYTES' is not supported"),
+        ([tensor(datatype="FP8", data=[1, 2])], "'FP8' is not supported"),
+        ([tensor(datatype="FP16")], "binary tensor"),
+        ([tensor(shape=[-1, 2])], ">= 1"),
+        ([tensor(shape=[0, 2], data=[])], ">= 1"),
+        ([tensor(shape=[2**63, 2**63])], "needs"),
+        ([tensor(shape=[1] * 33)], "length <= 32"),
+        ([tensor(shape="1,2")], "shape"),
+        ([tensor(), tensor()], "given twice"),
+        ([{"name": "x", "datatype": "FP32", "shape": [1, 2]}], "neither data"),
+        ([binary("FP32", [1, 2], 8)], "Inference-Header-Content-Length"),
+        ([tensor(parameters={"shared_memory_region": "r"})], "shared memory"),
+        ([{"datatype": "FP32"}], "name"),
+    ],
+)
+def test_an_inconsistent_input_is_refused_with_its_reason(
+    inputs: list[dict[str, Any]], problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        parse(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("tail", "inputs", "problem"),
+    [
+        (b"\0" * 8, [binary("FP32", [1, 3], 8)], "is 12 bytes, binary_data_size says 8"),
+        (b"\0" * 8, [binary("FP32", [1, 2], -8)], "binary_data_size says -8"),
+        (b"\0" * 4, [binary("FP32", [1, 2], 8)], "ends after 4 bytes"),
+        (b"\0" * 9, [binary("FP32", [1, 2], 8)], "account for 8"),
+        (b"\0" * 8, [tensor()], "account for 0"),
+        (b"\0" * 8, [{**binary("FP32", [1, 2], 8), "data": [1, 2]}], "both data"),
+        (b"\x02", [binary("BOOL", [1], 1)], "0 or 1"),
+        (b"", [binary("FP32", [2**62, 2**62], 2**40)], "binary_data_size says"),
+    ],
+)
+def test_a_binary_tensor_that_does_not_match_its_body_is_refused(
+    tail: bytes, inputs: list[dict[str, Any]], problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        parse_binary(tail, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", "truncated"),
+        (b"[]", "Expected `object`"),
+        (b"{}", "inputs"),
+        (b'{"inputs": 3}', "Expected `array`"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [NaN]}]}', "NaN"),
+        (b'{"inputs": [], "parameters": {"x": -Infinity}}', "NaN"),
+        (b'{"inputs":' + b"[" * 100_000, "Expected `object`"),
+        (b'{"mine":' + b"[" * 100_000, "nested too deeply"),
+        (b'{"inputs": [{"data":' + b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"id": "\xff"}', "valid inference request"),
+        (b'{"id": 5, "inputs": []}', "Expected `str"),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused_with_its_reason(body: bytes, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        oip.parse_infer(body, None, outputs=OUTPUTS, check=accept)
+
+
+def test_data_nested_to_its_depth_limit_is_refused_without_a_crash() -> None:
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":%s}]}'
+    for depth in (2, 100, 1000, 50_000):
+        with pytest.raises(InputError):
+            oip.parse_infer(
+                body % (b"[" * depth + b"]" * depth), None, outputs=OUTPUTS, check=accept
+            )
+
+
+def test_unknown_fields_and_parameters_are_ignored() -> None:
+    request = parse(tensor(parameters={"mine": 1}), extra=True, parameters={"priority": 3})
+    assert request.feeds["x"].tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({}, {"y": False, "k": False}),
+        ({"parameters": {"binary_data_output": True}}, {"y": True, "k": True}),
+        ({"outputs": [{"name": "k"}]}, {"k": False}),
+        ({"outputs": [{"name": "k", "parameters": {"binary_data": True}}]}, {"k": True}),
+        (
+            {
+                "outputs": [{"name": "k", "parameters": {"binary_data": False}}, {"name": "y"}],
+                "parameters": {"binary_data_output": True},
+            },
+            {"k": False, "y": True},
+        ),
+    ],
+)
+def test_the_setting_of_an_output_overrides_that_of_the_request(
+    fields: dict[str, Any], wanted: dict[str, bool]
+) -> None:
+    got = parse(tensor(), **fields).wanted
+    assert {output.name: output.binary for output in got} == wanted
+    assert [output.name for output in got] == list(wanted)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem"),
+    [
+        ([{"name": "z"}], "gives 'y', 'k'"),
+        ([{"name": "y"}, {"name": "y"}], "asked for twice"),
+        ([{"name": "y", "parameters": {"classification": 3}}], "classification"),
+        ([{"name": "y", "parameters": {"shared_memory_region": "r"}}], "shared memory"),
+    ],
+)
+def test_an_output_that_cannot_be_given_is_refused(
+    outputs: list[dict[str, Any]], problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        parse(tensor(), outputs=outputs)
+
+
+def peak_bytes_of_refusal(body: bytes, check: oip.CheckTensor) -> int:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError):
+            oip.parse_infer(body, None, outputs=OUTPUTS, check=check)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_refusing_a_long_list_of_numbers_costs_no_more_than_its_text() -> None:
+    count = 1_000_000
+    data = "1.5," * (count - 1) + "1.5"
+    template = '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [%d], "data": [%s]}]}'
+
+    def refuse(name: str, datatype: str, shape: tuple[int, ...]) -> None:
+        raise InputError("the model takes less")
+
+    for shape, check in ((count + 1, accept), (count, refuse)):
+        body = (template % (shape, data)).encode()
+        assert peak_bytes_of_refusal(body, check) < 3 * len(body)  # decoded: 8 times
+
+
+def test_fp16_outputs_are_binary_only() -> None:
+    with pytest.raises(InputError, match="FP16"):
+        parse(tensor(), specs=HALF)
+    request = oip.parse_infer(
+        json.dumps({"inputs": [tensor()], "parameters": {"binary_data_output": True}}).encode(),
+        None,
+        outputs=HALF,
+        check=accept,
+    )
+    response = oip.encode_infer(
+        {"h": np.array([1, 2], np.float16)}, request, model="m", version="1", outputs=HALF
+    )
+    assert response.body.endswith(struct.pack("<2e", 1, 2))
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "0x10", " 5", "٣", "9" * 5000, "5, 5"])
+def test_a_malformed_json_length_is_refused(value: str) -> None:
+    with pytest.raises(InputError, match="decimal number"):
+        oip.json_length_from_header(value, body_bytes=100)
+
+
+def test_json_length_must_lie_inside_the_body() -> None:
+    assert oip.json_length_from_header(None, body_bytes=100) is None
+    assert oip.json_length_from_header("100", body_bytes=100) == 100
+    with pytest.raises(InputError, match="only 100 bytes"):
+        oip.json_length_from_header("101", body_bytes=100)
+    with pytest.raises(InputError, match="raw tensor"):
+        oip.json_length_from_header("0", body_bytes=100)
+
+
+def encode(results: dict[str, np.ndarray], **fields: Any) -> oip.InferResponse:
+    request = parse(tensor(), **fields)
+    return oip.encode_infer(results, request, model="m", version="7", outputs=OUTPUTS)
+
+
+RESULTS = {"y": np.array([[1.5, 0.1]], np.float32), "k": np.array([2**62])}
+
+
+def test_a_json_response_has_the_fields_of_the_protocol() -> None:
+    response = encode(RESULTS, id="abc")
+    assert response.headers == {"Content-Type": "application/json"}
+    assert json.loads(response.body) == {
+        "model_name": "m",
+        "model_version": "7",
+        "id": "abc",
+        "outputs": [
+            # 0.1 in float32, written with the digits that bring it back exactly.
+            {"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 0.10000000149011612]},
+            {"name": "k", "shape": [1], "datatype": "INT64", "data": [4611686018427387904]},
+        ],
+    }
+
+
+def test_a_response_has_no_id_if_the_request_had_none() -> None:
+    assert "id" not in json.loads(encode(RESULTS).body)
+
+
+def test_a_binary_response_is_json_then_raw_tensors_in_order() -> None:
+    response = encode(
+        RESULTS,
+        outputs=[
+            {"name": "k", "parameters": {"binary_data": True}},
+            {"name": "y", "parameters": {"binary_data": True}},
+        ],
+    )
+    assert response.json_length is not None
+    assert response.headers == {
+        "Content-Type": "application/octet-stream",
+        "Inference-Header-Content-Length": str(response.json_length),
+    }
+    head = json.loads(response.body[: response.json_length])
+    assert [o["parameters"] for o in head["outputs"]] == [
+        {"binary_data_size": 8},
+        {"binary_data_size": 8},
+    ]
+    assert not any("data" in output for output in head["outputs"])
+    assert response.body[response.json_length :] == struct.pack("<q2f", 2**62, 1.5, 0.1)
+
+
+def test_binary_and_json_outputs_mix() -> None:
+    response = encode(
+        RESULTS, outputs=[{"name": "k"}, {"name": "y", "parameters": {"binary_data": True}}]
+    )
+    head = json.loads(response.body[: response.json_length])
+    assert head["outputs"][0]["data"] == [2**62]
+    assert response.body[response.json_length :] == struct.pack("<2f", 1.5, 0.1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_json_cannot_carry_is_an_error_that_names_binary(bad: float) -> None:
+    results = {**RESULTS, "y": np.array([[1, bad]], np.float32)}
+    with pytest.raises(InputError, match="binary_data"):
+        encode(results)
+    assert encode(results, parameters={"binary_data_output": True}).json_length is not None
+
+
+def test_outputs_that_are_views_are_encoded_row_major() -> None:
+    base = np.arange(8, dtype=np.float32).reshape(2, 4)
+    results = {**RESULTS, "y": base[:, ::2].T}
+    assert json.loads(encode(results).body)["outputs"][0]["data"] == [0, 4, 2, 6]
+
+
+# A request is mutated where a client or an attacker would: in values, in structure, in bytes.
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["name", "shape", "data", "parameters", "binary_data_size", "z"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+tensors = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["x", "", "y"]) | json_values,
+        "datatype": st.sampled_from([*NUMPY_FROM_DATATYPE, "BYTES"]) | json_values,
+        "shape": st.lists(st.integers(-1, 3) | st.integers(), max_size=3) | json_values,
+    },
+    optional={
+        "data": st.lists(st.integers(-1, 300) | st.floats(), max_size=9) | json_values,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 80)})
+        | json_values,
+    },
+)
+requests = st.fixed_dictionaries(
+    {"inputs": st.lists(tensors, max_size=3) | json_values},
+    optional={"outputs": json_values, "id": json_values, "parameters": json_values},
+)
+
+
+def parse_or_refuse(body: bytes, length: int | None) -> None:
+    try:
+        request = oip.parse_infer(body, length, outputs=OUTPUTS, check=accept)
+    except InputError:
+        return
+    assert sum(array.nbytes for array in request.feeds.values()) <= 8 * len(body)
+
+
+@settings(max_examples=400, deadline=None)
+@given(request=requests, tail=st.binary(max_size=80), with_length=st.booleans())
+def test_any_json_is_parsed_or_refused(
+    request: dict[str, Any], tail: bytes, with_length: bool
+) -> None:
+    head = json.dumps(request).encode()
+    parse_or_refuse(head + tail, len(head) if with_length else None)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_any_damage_to_a_good_request_is_parsed_or_refused(data: st.DataObject) -> None:
+    head = json.dumps({"inputs": [tensor(), binary("INT64", [1], 8, "b")]}).encode()
+    body = bytearray(head + struct.pack("<q", 3))
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(body)))
+    parse_or_refuse(bytes(body[:cut]), data.draw(st.none() | st.integers(1, max(1, cut))))
+
+
+@settings(max_examples=200, deadline=None)
+@given(body=st.binary(max_size=200), length=st.none() | st.integers(1, 200))
+def test_any_bytes_are_parsed_or_refused(body: bytes, length: int | None) -> None:
+    parse_or_refuse(body, length)

@@ -1,0 +1,270 @@
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from flask import Flask, Response, request
+
+from edge import wsgi
+from edge.errors import ConfigError
+from edge.wsgi import HttpServer
+from tests.fakes import DEADLINE_S, Gate
+
+MAX_BODY_BYTES = 100_000
+
+
+class Running:
+    """A server driven by a thread of its own, with an app that echoes, waits and fails."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.drained: bool | None = None
+        self._stop = threading.Event()
+        self.server = HttpServer.open(
+            self._app(), host="127.0.0.1", port=0, threads=4, max_body_bytes=MAX_BODY_BYTES
+        )
+        self.port = int(self.server.url.rsplit(":", 1)[1])
+        self.drain_timeout_s = DEADLINE_S
+        self._thread = threading.Thread(target=self._run, name="http-main")
+        self._thread.start()
+
+    def _app(self) -> Flask:
+        app = Flask("test")
+
+        @app.post("/echo")
+        def echo() -> Response:
+            return Response(request.get_data(), content_type="application/octet-stream")
+
+        @app.post("/wait")
+        def wait() -> Response:
+            self.gate()
+            return Response(b"w" * 3_000_000)
+
+        return app
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.server.turn()
+        self.drained = self.server.drain(self.drain_timeout_s)
+        self.server.close()
+
+    def begin_stop(self) -> None:
+        self._stop.set()
+        self.server.wake()
+
+    def join(self) -> None:
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+
+    def http(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    server = Running()
+    yield server
+    server.gate.open()
+    server.begin_stop()
+    server.join()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    chunks = []
+    while chunk := connection.recv(65536):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def exchange(running: Running, sent: bytes, *, half_close: bool = False) -> tuple[int, str]:
+    """Send bytes as they are and return the status and the error text of a JSON answer."""
+    with running.connect() as connection:
+        connection.sendall(sent)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert "Content-Type: application/json" in lines
+    assert "Connection: close" in lines
+    return int(lines[0].split()[1]), json.loads(body)["error"]
+
+
+def test_a_body_up_to_the_cap_arrives_whole_on_a_connection_that_stays_open(
+    running: Running,
+) -> None:
+    with closing(running.http()) as connection:
+        for size in (0, 1, 50_000, MAX_BODY_BYTES):
+            body = bytes(i % 251 for i in range(size))
+            connection.request("POST", "/echo", body)
+            response = connection.getresponse()
+            assert response.status == 200
+            assert response.read() == body
+
+
+def test_a_chunked_body_is_put_together(running: Running) -> None:
+    with closing(running.http()) as connection:
+        connection.request("POST", "/echo", iter([b"ab", b"c" * 10]), encode_chunked=True)
+        assert connection.getresponse().read() == b"ab" + b"c" * 10
+
+
+def test_a_client_that_sends_200_mb_before_it_reads_still_gets_the_413(running: Running) -> None:
+    total, chunk = 200_000_000, b"\0" * 1_000_000
+    with running.connect() as connection:
+        connection.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % total)
+        for _ in range(total // len(chunk)):
+            connection.sendall(chunk)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert "exceeds 100000 bytes" in json.loads(body)["error"]
+
+
+def test_a_chunked_body_over_the_cap_is_a_413(running: Running) -> None:
+    chunk = b"%x\r\n" % 50_000 + b"x" * 50_000 + b"\r\n"
+    sent = b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 40
+    status, message = exchange(running, sent)
+    assert (status, "exceeds 100000 bytes" in message) == (413, True)
+
+
+def test_a_client_that_asks_first_is_refused_before_it_sends(running: Running) -> None:
+    sent = b"POST /echo HTTP/1.1\r\nContent-Length: 999999999\r\nExpect: 100-continue\r\n\r\n"
+    assert exchange(running, sent)[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"POST /echo HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nContent-Length: abc\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"GET http://[::1/ HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nBad Header: x\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000, 431),
+    ],
+)
+def test_a_request_that_is_no_http_is_refused_in_json(
+    running: Running, sent: bytes, status: int
+) -> None:
+    got, message = exchange(running, sent)
+    assert got == status
+    assert message
+
+
+def test_a_body_that_ends_early_is_a_400(running: Running) -> None:
+    sent = b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\nonly this"
+    status, message = exchange(running, sent, half_close=True)
+    assert status == 400
+    assert "ends before its announced length" in message
+
+
+def test_a_client_that_vanishes_in_its_body_harms_nobody(running: Running) -> None:
+    with running.connect() as connection:
+        connection.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\nonly this")
+    with closing(running.http()) as connection:
+        connection.request("POST", "/echo", b"still here")
+        assert connection.getresponse().read() == b"still here"
+
+
+def test_lingering_ends_when_its_time_is_over(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsgi, "LINGER_S", 0.0)
+    with running.connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n")
+        read_all(connection)
+        while running.server._server.active_channels:  # closed although the client stays
+            running.server.wake()
+
+
+def test_lingering_ends_after_its_bytes(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wsgi, "MAX_DISCARDED_BYTES", 1_000_000)
+    with running.connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n")
+        read_all(connection)
+        with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
+            connection.sendall(bytes(100_000_000))
+
+
+def test_the_server_does_not_name_its_software(running: Running) -> None:
+    with closing(running.http()) as connection:
+        connection.request("POST", "/echo", b"")
+        response = connection.getresponse()
+        response.read()
+        assert response.getheader("Server") is None
+
+
+def test_a_port_in_use_is_one_clear_error(running: Running) -> None:
+    with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{running.port}.* in use.*--port"):
+        HttpServer.open(
+            Flask("x"), host="127.0.0.1", port=running.port, threads=1, max_body_bytes=10
+        )
+
+
+def test_an_unknown_host_is_one_clear_error() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 203\.0\.113\.7"):
+        HttpServer.open(Flask("x"), host="203.0.113.7", port=0, threads=1, max_body_bytes=10)
+
+
+def test_an_ipv6_address_is_written_in_brackets() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    try:
+        server = HttpServer.open(Flask("x"), host="::1", port=0, threads=1, max_body_bytes=10)
+    except ConfigError:
+        pytest.skip("this machine has no IPv6 loopback")
+    assert server.url.startswith("http://[::1]:")
+    server.close()
+
+
+def test_draining_sends_the_whole_answer_of_a_running_request_then_closes(
+    running: Running,
+) -> None:
+    with closing(running.http()) as connection, running.connect() as idle:
+        connection.request("POST", "/wait", b"")
+        running.gate.wait_entered()
+        running.begin_stop()
+        assert read_all(idle) == b""  # an idle connection is closed at once
+        with pytest.raises(ConnectionRefusedError):
+            running.connect()
+        running.gate.open()
+        response = connection.getresponse()
+        assert response.getheader("Connection") == "close"
+        assert len(response.read()) == 3_000_000
+    running.join()
+    assert running.drained is True
+
+
+def test_draining_waits_for_a_body_that_is_arriving(running: Running) -> None:
+    with running.connect() as connection, closing(running.http()) as other:
+        connection.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\n01234")
+        other.request("POST", "/echo", b"x")
+        assert other.getresponse().read() == b"x"  # so the bytes above have been read as well
+        running.begin_stop()
+        assert read_all(other.sock) == b""
+        connection.sendall(b"56789")
+        assert read_all(connection).endswith(b"\r\n\r\n0123456789")
+    running.join()
+    assert running.drained is True
+
+
+def test_draining_gives_up_after_its_time(running: Running) -> None:
+    running.drain_timeout_s = 0.0
+    with closing(running.http()) as connection:
+        connection.request("POST", "/wait", b"")
+        running.gate.wait_entered()
+        running.begin_stop()
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            connection.getresponse()
+    assert running.drained is False
+    running.gate.open()
+    running.join()

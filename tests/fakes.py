@@ -1,0 +1,106 @@
+"""Stand-ins for devices, time and systemd; each passes the same contract as the real thing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from edge.errors import InferenceError
+from edge.spec import AnyArray, Feeds, Profile, TensorSpec, check_feeds
+from tests.models import AFFINE_INPUTS, AFFINE_OUTPUTS, AFFINE_PROFILE, affine
+
+DEADLINE_S = 30.0  # of a test that waits for an event: long, because it is never reached
+
+
+class FakeClock:
+    """A clock that moves when told."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakeSession:
+    """A Session that computes with numpy; `before_run` may block, count or raise."""
+
+    def __init__(
+        self,
+        *,
+        compute: Callable[[AnyArray], dict[str, np.ndarray]] = affine,
+        before_run: Callable[[], None] | None = None,
+        inputs: tuple[TensorSpec, ...] = AFFINE_INPUTS,
+        outputs: tuple[TensorSpec, ...] = AFFINE_OUTPUTS,
+        profile: Profile = AFFINE_PROFILE,
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.is_closed = False
+        self.runs = 0
+        self.threads: set[int] = set()
+        self._compute = compute
+        self._before_run = before_run
+        self._profile = profile
+
+    def run(self, feeds: Feeds) -> dict[str, AnyArray]:
+        if self.is_closed:
+            raise InferenceError("the session is closed; open the model again")
+        check_feeds(feeds, self.inputs, self._profile)
+        self.threads.add(threading.get_ident())
+        self.runs += 1
+        if self._before_run is not None:
+            self._before_run()
+        return self._compute(feeds[self.inputs[0].name])
+
+    def reset_state(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.threads.add(threading.get_ident())
+        self.is_closed = True
+
+
+class Gate:
+    """Holds whoever calls it until it is opened, and tells that somebody is inside."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self._open = threading.Event()
+
+    def __call__(self) -> None:
+        self.entered.release()
+        assert self._open.wait(DEADLINE_S)
+
+    def wait_entered(self) -> None:
+        assert self.entered.acquire(timeout=DEADLINE_S)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class FakeNotifier:
+    """Records what systemd would be told."""
+
+    def __init__(self, watchdog_interval_s: float | None = None) -> None:
+        self.watchdog_interval_s = watchdog_interval_s
+        self.messages: list[str] = []
+        self.is_ready = threading.Event()
+
+    def ready(self) -> None:
+        self.messages.append("ready")
+        self.is_ready.set()
+
+    def stopping(self) -> None:
+        self.messages.append("stopping")
+
+    def watchdog(self) -> None:
+        self.messages.append("watchdog")
+
+    def status(self, text: str) -> None:
+        self.messages.append(f"status {text}")
