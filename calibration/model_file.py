@@ -77,10 +77,13 @@ def specs_from_model(
 def profile_from_model(model: onnx.ModelProto) -> Profile:
     """Return the Profile that the export wrote; fixed shapes only need none.
 
-    Raises GraphError if an input has a varying dimension and the file carries no Profile.
+    Raises GraphError if an input has a varying dimension and the file carries no Profile, or one
+    that contradicts the graph.
     """
     stored = _metadata(model, PROFILE_KEY, Profile)
     if stored is not None:
+        for spec in specs_from_model(model)[0]:
+            _check_profile(spec, stored.ranges.get(spec.name))
         return stored
     ranges = {}
     for spec in specs_from_model(model)[0]:
@@ -121,6 +124,19 @@ def set_facts(model: onnx.ModelProto, profile: Profile, provenance: Provenance) 
     model.metadata_props.extend([*kept, *added])
 
 
+def _check_profile(spec: TensorSpec, bounds: ShapeRange | None) -> None:
+    fits = bounds is not None and all(
+        len(shape) == len(spec.shape)
+        and all(isinstance(d, str) or d == n for d, n in zip(spec.shape, shape, strict=True))
+        for shape in (bounds.min, bounds.opt, bounds.max)
+    )
+    if not fits:
+        raise GraphError(
+            f"input {spec.name!r} has the shape {list(spec.shape)}, the profile in the file says "
+            f"{bounds}; the graph was changed after its export, export it again"
+        )
+
+
 def _metadata(model: onnx.ModelProto, key: str, kind: type[_T]) -> _T | None:
     for entry in model.metadata_props:
         if entry.key == key:
@@ -139,8 +155,12 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         raise GraphError(f"tensor {value.name!r} is of type {kind}, which cannot be served")
     dims: list[Dim] = []
     for axis, dim in enumerate(tensor.shape.dim):
-        if dim.HasField("dim_value"):
+        if dim.HasField("dim_value") and dim.dim_value == 0:
+            raise GraphError(
+                f"tensor {value.name!r} has the size 0 on axis {axis}; export it again"
+            )
+        if dim.dim_value > 0:
             dims.append(dim.dim_value)
-        else:
+        else:  # some exporters write -1 for a dimension that varies
             dims.append(dim.dim_param or f"{value.name}_{axis}")
     return TensorSpec(name=value.name, datatype=datatype, shape=tuple(dims))

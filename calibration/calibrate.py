@@ -1,0 +1,195 @@
+"""From a float model and samples to int8 models with evidence: collect, choose, judge.
+
+The samples are used in parts that do not overlap: ranges are collected on the first, the method
+is chosen on the second, the gate judges on the held-out set (the second if none is given).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from calibration.errors import CalibrationError
+from calibration.graph import int8_mac_percent, macs_by_node, prepared
+from calibration.judge import Judged, Labels, Progress, judge, sqnr_by_method
+from calibration.kernels import integer_mac_percent
+from calibration.methods import METHODS
+from calibration.observers import HistogramObserver, RangeObserver
+from calibration.ort_form import ort_activations, quantize_for_ort
+from calibration.parts import Part, Reader, reader_for, row_count
+from calibration.placement import Placement, place
+from calibration.qdq import quantize
+from calibration.runtime import Runner, with_outputs
+from calibration.samples import Samples
+from edge.errors import UsageError
+from edge.manifest import Accuracy
+from edge.spec import Feeds
+
+AUTO = "auto"
+SELECTION_SHARE = 0.2
+ADVISED_SAMPLES = 1000
+DEAD = "input is always zero"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Samples that calibration never sees, and their labels where there are any."""
+
+    samples: Samples
+    labels: Labels | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """One int8 form of the model, and how it compares with its parent."""
+
+    model: onnx.ModelProto
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """Both int8 forms, the ranges in them, and why these.
+
+    tensorrt: the form of `qdq`; its share of int8 arithmetic is what the graph asks for.
+    ort: the form of `ort_form`; its share is what ONNX Runtime runs in integer kernels here.
+    """
+
+    tensorrt: Quantized
+    ort: Quantized
+    method: str
+    samples: int
+    amax: dict[str, float]
+    sqnr_db: dict[str, float]
+    kept_float: dict[str, str]
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    samples: Samples,
+    *,
+    method: str = AUTO,
+    keep_float: Sequence[str] = (),
+    batch: int = 16,
+    held_out: HeldOut | None = None,
+    labels: Labels | None = None,
+    progress: Progress = lambda *_: None,
+) -> Calibrated:
+    """Return the model quantized with the best (or the named) method, and its accuracy.
+
+    labels: classes of `samples`, used when no held_out set is given.
+    progress: called as (stage, rows done, rows in all).
+    Raises UsageError for an unknown method or too few samples, InputError for samples that do not
+    fit the model, CalibrationError for values that are not finite or labels that do not match,
+    GraphError for a model that cannot be quantized.
+    """
+    if method != AUTO and method not in METHODS:
+        raise UsageError(f"unknown method {method!r}; one of {AUTO}, {', '.join(METHODS)}")
+    model = prepared(model)
+    placement = place(model, keep_float)
+    reader = reader_for(model, batch)
+    ranges_part, selection = _split(reader, samples)
+    judged = _judged(reader, selection, held_out, labels)
+    macs = macs_by_node(model, next(iter(ranges_part)))
+
+    ranges, histograms = _observe(model, placement, ranges_part, progress)
+    tables = {
+        name: {
+            tensor: METHODS[name](seen, histograms[tensor]) if tensor in histograms else 0.0
+            for tensor, seen in ranges.items()
+        }
+        for name in (METHODS if method == AUTO else [method])
+    }
+    placement = _without_dead(placement, ranges)
+    rivals = {
+        name: functools.partial(quantize, model, placement, amax) for name, amax in tables.items()
+    }
+    scores = sqnr_by_method(model, rivals, selection, progress)
+    best = max(scores, key=lambda name: scores[name])
+    tensorrt = quantize(model, placement, tables[best])
+    ort = quantize_for_ort(model, placement, tables[best])
+    shares = {"tensorrt": int8_mac_percent(tensorrt, macs), "ort": integer_mac_percent(ort, macs)}
+    judge_form = functools.partial(
+        judge, model, judged=judged, placement=placement, progress=progress
+    )
+    return Calibrated(
+        tensorrt=Quantized(
+            model=tensorrt,
+            accuracy=judge_form(tensorrt, int8_mac_percent=shares["tensorrt"], exact=True),
+        ),
+        ort=Quantized(
+            model=ort, accuracy=judge_form(ort, int8_mac_percent=shares["ort"], exact=False)
+        ),
+        method=best,
+        samples=ranges_part.rows,
+        amax=tables[best],
+        sqnr_db={name: round(score, 2) for name, score in scores.items()},
+        kept_float=placement.kept_float,
+    )
+
+
+def _split(reader: Reader, samples: Samples) -> tuple[Part, Part]:
+    """Return the part for the ranges and the part for the choice of method."""
+    chosen = max(reader.smallest, int(samples.count * SELECTION_SHARE))
+    split = samples.count - chosen
+    if split < reader.smallest:
+        raise UsageError(
+            f"{samples.count} samples are too few: {2 * reader.smallest} at least, "
+            f"{ADVISED_SAMPLES} are advised"
+        )
+    return reader.part(samples, 0, split), reader.part(samples, split, samples.count)
+
+
+def _judged(
+    reader: Reader, selection: Part, held_out: HeldOut | None, labels: Labels | None
+) -> Judged:
+    samples = selection.samples if held_out is None else held_out.samples
+    classes = labels if held_out is None else held_out.labels
+    if classes is not None and len(classes) != samples.count:
+        raise CalibrationError(f"{len(classes)} labels for {samples.count} samples; give one each")
+    if held_out is not None:
+        return Judged(part=reader.part(samples, 0, samples.count), labels=classes)
+    return Judged(part=selection, labels=None if classes is None else classes[selection.start :])
+
+
+def _observe(
+    model: onnx.ModelProto, placement: Placement, part: Part, progress: Progress
+) -> tuple[dict[str, RangeObserver], dict[str, HistogramObserver]]:
+    """Return the ranges of all tensors that a form needs, and a histogram where one is not zero."""
+    tensors = dict.fromkeys((*placement.activations, *ort_activations(model, placement)))
+    runner = Runner(with_outputs(model, tuple(tensors)))
+    ranges = {name: RangeObserver(name) for name in tensors}
+    for values, done in _activations(runner, part):
+        for name, observer in ranges.items():
+            observer.update(values[name])
+        progress("ranges", done, part.rows)
+    histograms = {
+        name: HistogramObserver(seen.amax) for name, seen in ranges.items() if seen.has_range
+    }
+    for values, done in _activations(runner, part):
+        for name, histogram in histograms.items():
+            histogram.update(values[name])
+        progress("histograms", done, part.rows)
+    return ranges, histograms
+
+
+def _activations(runner: Runner, part: Iterable[Feeds]) -> Iterator[tuple[Feeds, int]]:
+    done = 0
+    for feeds in part:
+        values = {**feeds, **runner.run(feeds)}
+        done += row_count(feeds)
+        yield values, done
+
+
+def _without_dead(placement: Placement, ranges: Mapping[str, RangeObserver]) -> Placement:
+    """Keep nodes float whose input was zero on every sample: they have no range."""
+    dead = {n.name: DEAD for n in placement.quantized if not ranges[n.activation].has_range}
+    if len(dead) == len(placement.quantized):
+        raise CalibrationError("every activation is zero on every sample; check the samples")
+    return Placement(
+        quantized=tuple(n for n in placement.quantized if n.name not in dead),
+        kept_float={**placement.kept_float, **dead},
+    )

@@ -1,0 +1,141 @@
+"""Which nodes become int8, and which tensors must therefore be observed.
+
+Quantized: Conv, ConvTranspose, Gemm and MatMul with a constant float weight. Everything else
+stays float: softmax, normalisation, activations, products of two activations, and the head, the
+last product before the output, where an error reaches the answer unweakened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx
+
+from calibration.errors import GraphError
+from calibration.graph import GraphIndex, attribute, compute_nodes
+from edge.errors import UsageError
+
+HEAD = "head"
+# What may stand between the head and the output; with a second input only if it is a constant.
+_HEAD_TRANSPARENT = frozenset(
+    {
+        "Add",
+        "ArgMax",
+        "Cast",
+        "Clip",
+        "Div",
+        "Flatten",
+        "Identity",
+        "LogSoftmax",
+        "Mul",
+        "Reshape",
+        "Sigmoid",
+        "Softmax",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "TopK",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedNode:
+    """A node that will run in int8: its activation, its weight, and the weight's channel axis."""
+
+    name: str
+    activation: str
+    weight: str
+    channel_axis: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The nodes that become int8, and the compute nodes that stay float, each with the reason."""
+
+    quantized: tuple[QuantizedNode, ...]
+    kept_float: dict[str, str]
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The tensors to observe, each once, in graph order."""
+        return tuple(dict.fromkeys(node.activation for node in self.quantized))
+
+
+def place(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
+    """Return the placement for a float model whose nodes have unique names.
+
+    keep_float: shell patterns of node names that must stay float.
+    Raises UsageError for a pattern that matches no compute node, GraphError if nothing is left or
+    the model is quantized already.
+    """
+    if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.node):
+        raise GraphError("the model has Q/DQ nodes already; calibrate the float model instead")
+    index = GraphIndex.of(model.graph)
+    nodes = compute_nodes(model.graph)
+    for pattern in keep_float:
+        if not any(fnmatchcase(node.name, pattern) for node in nodes):
+            names = ", ".join(node.name for node in nodes[:5])
+            raise UsageError(f"--keep-float {pattern!r} matches no node; nodes: {names}, ...")
+    heads = _heads(model.graph, index)
+    quantized, kept = [], {}
+    for node in nodes:
+        candidate = _candidate(node, index)
+        if candidate is None:
+            kept[node.name] = _float_reason(node, index)
+        elif node.name in heads:
+            kept[node.name] = HEAD
+        elif any(fnmatchcase(node.name, pattern) for pattern in keep_float):
+            kept[node.name] = "asked for"
+        else:
+            quantized.append(candidate)
+    if not quantized:
+        raise GraphError("no Conv, Gemm or MatMul with constant weights is left to quantize")
+    return Placement(quantized=tuple(quantized), kept_float=kept)
+
+
+def _candidate(node: onnx.NodeProto, index: GraphIndex) -> QuantizedNode | None:
+    weight = index.weights.get(node.input[1])
+    if (
+        node.input[0] in index.weights
+        or weight is None
+        or weight.data_type != onnx.TensorProto.FLOAT
+    ):
+        return None
+    if node.op_type == "Conv":
+        axis = 0
+    elif node.op_type == "ConvTranspose":
+        axis = 1
+    elif node.op_type == "Gemm":
+        if attribute(node, "transA", 0):
+            return None
+        axis = 0 if attribute(node, "transB", 0) else 1
+    elif len(weight.dims) == 2:
+        axis = 1
+    else:
+        return None
+    return QuantizedNode(
+        name=node.name, activation=node.input[0], weight=node.input[1], channel_axis=axis
+    )
+
+
+def _float_reason(node: onnx.NodeProto, index: GraphIndex) -> str:
+    if not any(name in index.weights for name in node.input[:2]):
+        return "product of two activations"
+    return "weight in a form that is not quantized"
+
+
+def _heads(graph: onnx.GraphProto, index: GraphIndex) -> set[str]:
+    heads: set[str] = set()
+    for output in graph.output:
+        node = index.producers.get(output.name)
+        while node is not None and node.op_type in _HEAD_TRANSPARENT:
+            inputs = [name for name in node.input if name and name not in index.weights]
+            node = index.producers.get(inputs[0]) if len(inputs) == 1 else None
+        if node is not None and node.op_type in {"Gemm", "MatMul", "Conv"}:
+            heads.add(node.name)
+    return heads
