@@ -1,0 +1,80 @@
+"""Content-addressed files of a bundle in the making."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, external_data_helper, numpy_helper
+
+from edge.bundle import blob_path
+from edge.manifest import Artifact
+
+EXTERNAL_BYTES = 1024
+PAGE_BYTES = 4096
+# Integers stay inside the graph: shape inference reads shapes and axes there and nowhere else.
+WEIGHT_TYPES = frozenset(
+    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8}
+)
+
+
+class BlobStore:
+    """Writes blobs below a bundle folder and remembers the Artifact of each."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._artifacts: dict[str, Artifact] = {}
+        blob_path(root, "0" * 64).parent.mkdir(parents=True)
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Everything added, sorted by path."""
+        return tuple(self._artifacts[path] for path in sorted(self._artifacts))
+
+    def add(self, path: str, content: bytes) -> Artifact:
+        """Store content under its digest and list it under path."""
+        digest = hashlib.sha256(content).hexdigest()
+        blob_path(self._root, digest).write_bytes(content)
+        artifact = Artifact(path=path, size=len(content), sha256=digest)
+        self._artifacts[path] = artifact
+        return artifact
+
+    def add_model(self, path: str, model: onnx.ModelProto) -> tuple[str, ...]:
+        """Store a model as a small graph and one file of weights; return both paths, graph first.
+
+        The graph names the weights by their digest, in the same folder, so that ONNX Runtime maps
+        them into memory instead of copying them, and the graph's digest covers the weights too.
+        """
+        lean = onnx.ModelProto()
+        lean.CopyFrom(model)
+        large = [
+            tensor
+            for tensor in lean.graph.initializer
+            if tensor.data_type in WEIGHT_TYPES and _nbytes(tensor) >= EXTERNAL_BYTES
+        ]
+        if not large:
+            self.add(path, lean.SerializeToString())
+            return (path,)
+        weights = bytearray()
+        places = []
+        for tensor in large:
+            weights += b"\0" * (-len(weights) % PAGE_BYTES)
+            places.append((len(weights), len(tensor.raw_data)))
+            weights += tensor.raw_data
+        data = self.add(f"{path}.weights", bytes(weights))
+        for tensor, (offset, length) in zip(large, places, strict=True):
+            external_data_helper.set_external_data(
+                tensor, location=data.sha256, offset=offset, length=length
+            )
+            tensor.ClearField("raw_data")
+        self.add(path, lean.SerializeToString())
+        return (path, data.path)
+
+
+def _nbytes(tensor: TensorProto) -> int:
+    """Return the size of a tensor's values, first moving them to raw_data where they are not."""
+    if not tensor.HasField("raw_data"):
+        raw = numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)
+        tensor.CopyFrom(raw)
+    return len(tensor.raw_data)

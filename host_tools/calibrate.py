@@ -1,0 +1,132 @@
+"""`edge-kit calibrate`: files in, a quantized file and its table out, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.calibrate import ADVISED_SAMPLES, Calibrated, HeldOut, calibrate
+from calibration.errors import GateError
+from calibration.gate import Gate, gate_problems
+from calibration.model_file import load_model, profile_from_model, save_model, specs_from_model
+from calibration.samples import NpzSamples, read_labels
+from calibration.table import (
+    CalibrationTable,
+    QuantizedFile,
+    ort_path,
+    save_table,
+    table_path,
+)
+from edge.errors import UsageError
+from edge.files import sha256_of
+from host_tools.coverage import coverage_of
+from host_tools.progress import progress_bar
+from host_tools.samples import samples_at
+from host_tools.text import TextSamples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateRequest:
+    """What to calibrate, on what, and how far the result may be from fp32."""
+
+    model: Path
+    data: Path
+    held_out: Path | None
+    labels: Path | None
+    tokenizer: Path | None
+    method: str
+    keep_float: tuple[str, ...]
+    batch: int
+    gate: Gate
+    out: Path | None
+
+
+def calibrate_file(
+    request: CalibrateRequest, *, say: Callable[[str], None]
+) -> tuple[CalibrationTable, Path]:
+    """Write both int8 forms and their table; return the table and the path of the TensorRT form.
+
+    The table comes last and names the digests of the others, so a half-written set never counts.
+    Raises GateError, and writes nothing, if a form does not pass the accuracy gate.
+    """
+    out = request.out or request.model.with_suffix(".int8.onnx")
+    _check_out(out, request)
+    model = load_model(request.model)
+    model_sha256 = sha256_of(request.model, follow_links=True)[0]
+    inputs, profile = specs_from_model(model)[0], profile_from_model(model)
+
+    def read(path: Path) -> NpzSamples | TextSamples:
+        return samples_at(path, inputs=inputs, profile=profile, tokenizer=request.tokenizer)
+
+    samples = read(request.data)
+    data_sha256 = samples.sha256
+    if samples.count < ADVISED_SAMPLES:
+        say(f"warning: {samples.count} samples; {ADVISED_SAMPLES:,} or more are advised")
+    if isinstance(samples, TextSamples):
+        coverage = coverage_of(samples)
+        for line in coverage.lines():
+            say(line)
+        for warning in coverage.warnings():
+            say(f"warning: {warning}")
+    judged = samples if request.held_out is None else read(request.held_out)
+    labels = None if request.labels is None else read_labels(request.labels)
+    if labels is None and isinstance(judged, NpzSamples):
+        labels = judged.labels()
+    with progress_bar() as progress:
+        result = calibrate(
+            model,
+            samples,
+            method=request.method,
+            keep_float=request.keep_float,
+            batch=request.batch,
+            held_out=None if judged is samples else HeldOut(samples=judged, labels=labels),
+            labels=labels if judged is samples else None,
+            progress=progress,
+        )
+    _check_gate(result, request, out)
+    save_model(result.ort.model, ort_path(out))
+    save_model(result.tensorrt.model, out)
+    table = CalibrationTable(
+        method=result.method,
+        samples=result.samples,
+        data_sha256=data_sha256,
+        model_sha256=model_sha256,
+        amax=result.amax,
+        sqnr_db=result.sqnr_db,
+        kept_float=result.kept_float,
+        tensorrt=QuantizedFile(sha256=sha256_of(out)[0], accuracy=result.tensorrt.accuracy),
+        ort=QuantizedFile(sha256=sha256_of(ort_path(out))[0], accuracy=result.ort.accuracy),
+    )
+    save_table(table, table_path(out))
+    return table, out
+
+
+def _check_out(out: Path, request: CalibrateRequest) -> None:
+    """Refuse, before minutes of work, a place that cannot be written or holds an input."""
+    for path in (out, ort_path(out), table_path(out)):
+        if path.exists() and any(
+            given is not None and given.exists() and path.samefile(given)
+            for given in (request.model, request.data, request.held_out, request.labels)
+        ):
+            raise UsageError(f"--out {out} would overwrite the input {path}; give another file")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
+
+
+def _check_gate(result: Calibrated, request: CalibrateRequest, out: Path) -> None:
+    problems = [
+        f"{form}: {problem}"
+        for form, accuracy in (
+            ("for TensorRT", result.tensorrt.accuracy),
+            ("for ONNX Runtime", result.ort.accuracy),
+        )
+        for problem in gate_problems(accuracy, request.gate)
+    ]
+    if problems:
+        older = f" (the {out} that is there is from an earlier run)" if out.exists() else ""
+        raise GateError(
+            f"{request.model} does not pass the accuracy gate, nothing is written{older}: "
+            + "; ".join(problems)
+            + "; add samples, try --keep-float, or widen the gate on purpose"
+        )

@@ -1,0 +1,318 @@
+"""The command line of the workstation: `edge-kit VERB`.
+
+Each command only parses and prints; the work is imported when it runs, so that `--help` needs
+nothing but click.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge import __version__
+from edge.console import CommandGroup, configure_logging, run_command_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+ANY_PATH = click.Path(path_type=Path)
+
+
+@click.group(
+    cls=CommandGroup,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="edge-kit")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """From a trained PyTorch model to a signed INT8 bundle.
+
+    export -> calibrate -> keygen -> pack -> verify; `edge-kit quickstart` shows the whole way.
+    """
+    configure_logging("debug" if debug else "warning", os.environ)
+
+
+@cli.command()
+@click.argument("source")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=MIN:OPT:MAX",
+    help="Profile of one input, e.g. image=1x3x224x224:8x3x224x224:32x3x224x224. Repeatable.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["any", "jetpack5", "jetpack6", "jetpack7", "rtx", "cpu"]),
+    default="any",
+    show_default=True,
+    help="What must read the file; sets the opset and the exporter.",
+)
+@click.option("--opset", type=click.IntRange(13, 20), help="Overrides the target's opset.")
+@click.option(
+    "--task",
+    type=click.Choice(["image-classification", "text-classification", "feature-extraction"]),
+    help="Of a Hugging Face folder, where its config.json does not tell.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-4,
+    show_default=True,
+    help="Largest relative error of ONNX Runtime against PyTorch, per output.",
+)
+@click.option("--out", type=FILE, default="model.onnx", show_default=True, help="File to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **options: Any) -> None:
+    """Export SOURCE to ONNX and compare the result with PyTorch.
+
+    SOURCE is package.module:factory, a Hugging Face model folder, or an .onnx file.
+    """
+    from host_tools.export import ExportRequest, export_model
+
+    request = ExportRequest(source=source, shapes=shapes, out=out, **options)
+    report = export_model(request, say=_say)
+    _print_json(report) if as_json else click.echo(report.summary())
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@click.option(
+    "--data",
+    type=ANY_PATH,
+    required=True,
+    help="Samples: an .npz file, a folder of them, or a .txt file with one text a line.",
+)
+@click.option("--labels", type=FILE, help="Class numbers of the held-out samples: .npy or .txt.")
+@click.option(
+    "--held-out",
+    type=ANY_PATH,
+    help="Samples for the accuracy gate; default: the last fifth of --data.",
+)
+@click.option("--tokenizer", type=ANY_PATH, help="Model folder or tokenizer.json, for text.")
+@click.option(
+    "--method",
+    default="auto",
+    show_default=True,
+    help="auto tries all and keeps the best by SQNR; or minmax, moving-average, "
+    "percentile-99.999, percentile-99.99, percentile-99.9, entropy.",
+)
+@click.option(
+    "--keep-float",
+    multiple=True,
+    metavar="PATTERN",
+    help="Shell pattern of node names that stay float. Repeatable.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Samples a run; bounds the memory.",
+)
+@click.option(
+    "--max-top1-drop",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Gate with labels: points of top-1 accuracy that int8 may lose.",
+)
+@click.option(
+    "--min-cosine",
+    type=float,
+    default=0.98,
+    show_default=True,
+    help="Gate without labels: lowest mean cosine to fp32.",
+)
+@click.option(
+    "--min-agreement",
+    type=float,
+    default=99.0,
+    show_default=True,
+    help="Gate without labels, for classifiers: percent of samples with the same top class.",
+)
+@click.option("--out", type=FILE, help="File to write; default: MODEL with .int8.onnx.")
+@click.option("--json", "as_json", is_flag=True, help="Print the calibration table as JSON.")
+def calibrate(model: Path, as_json: bool, **options: Any) -> None:
+    """Quantize MODEL to INT8, and refuse if that costs too much accuracy.
+
+    Writes the model with explicit Q/DQ and its calibration table, or nothing: exit code 1 means
+    that the accuracy gate said no.
+    """
+    from calibration.gate import Gate
+    from calibration.table import ort_path, table_path
+    from host_tools.calibrate import CalibrateRequest, calibrate_file
+    from host_tools.describe import accuracy_lines
+
+    gate = Gate(
+        max_top1_drop=options.pop("max_top1_drop"),
+        min_cosine=options.pop("min_cosine"),
+        min_agreement_percent=options.pop("min_agreement"),
+    )
+    request = CalibrateRequest(model=model, gate=gate, **options)
+    table, path = calibrate_file(request, say=_say)
+    if as_json:
+        _print_json(table)
+        return
+    click.echo("methods, by SQNR of the outputs:")
+    for name, score in sorted(table.sqnr_db.items(), key=lambda item: -item[1]):
+        click.echo(f"  {name:<18}{score:.1f} dB{'  kept' if name == table.method else ''}")
+    for file, form, accuracy in (
+        (path, "for TensorRT", table.tensorrt.accuracy),
+        (ort_path(path), "for ONNX Runtime", table.ort.accuracy),
+    ):
+        click.echo(f"{file}, int8 {form}, against fp32:")
+        for line in accuracy_lines(accuracy):
+            click.echo(line)
+    click.echo(f"wrote both and {table_path(path)}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for both files.")
+def keygen(name: str, out: Path) -> None:
+    """Make the signing key NAME.key and its public part NAME.pub."""
+    from host_tools.keys import generate_keys, key_id
+
+    private, public = generate_keys(name, out)
+    click.echo(f"wrote {private} (keep it secret) and {public} (install it on the devices)")
+    click.echo(f"key id {key_id(public)}")
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@click.option("--int8", type=FILE, help="Quantized model that `calibrate` wrote from MODEL.")
+@click.option("--table", type=FILE, help="Its calibration table, if it is not beside it.")
+@click.option(
+    "--golden",
+    type=ANY_PATH,
+    required=True,
+    help="Real samples for the self-test, as for `calibrate --data`.",
+)
+@click.option("--tokenizer", type=ANY_PATH, help="Model folder or tokenizer.json, for text.")
+@click.option("--name", required=True, help="Name of the bundle and of the model in it.")
+@click.option(
+    "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."
+)
+@click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
+@click.option("--threads", type=click.IntRange(1), help="For the measurement; default: all CPUs.")
+@click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def pack(model: Path, as_json: bool, **options: Any) -> None:
+    """Pack MODEL, and its INT8 form, into a bundle."""
+    from host_tools.pack import PackRequest
+    from host_tools.pack import pack as pack_bundle
+
+    packed = pack_bundle(PackRequest(fp32=model, **options), say=_say)
+    if as_json:
+        _print_json(packed.manifest)
+        return
+    total = sum(artifact.size for artifact in packed.manifest.artifacts)
+    state = "signed" if packed.signed else "unsigned: sign it with `edge-kit sign`"
+    click.echo(
+        f"wrote {packed.out}: {len(packed.manifest.artifacts)} files, {total:,} bytes, {state}"
+    )
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--key", type=FILE, required=True, help="Private key that `keygen` wrote.")
+def sign(bundle: Path, key: Path) -> None:
+    """Sign BUNDLE, replacing an earlier signature."""
+    from host_tools.keys import sign_bundle
+
+    sign_bundle(bundle, key)
+    click.echo(f"signed {bundle} with {key}")
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.option(
+    "--trusted-keys", type=FOLDER, required=True, help="Folder of .pub files that may sign."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def verify(bundle: Path, trusted_keys: Path, as_json: bool) -> None:
+    """Check BUNDLE as a device does: signature, then every byte."""
+    from edge.bundle import open_bundle
+    from edge.errors import EdgeError
+    from edge.trust import trusted_keys_in
+
+    try:
+        opened = open_bundle(bundle, trusted_keys_in(trusted_keys))
+    except EdgeError as error:
+        if as_json:
+            click.echo(json.dumps({"ok": False, "code": error.code, "error": str(error)}))
+        raise
+    manifest, signer = opened.manifest, opened.signed_by
+    assert signer is not None  # noqa: S101 - open_bundle refuses unsigned bundles here
+    if as_json:
+        facts = {"name": manifest.name, "version": manifest.version, "signed_by": signer.keyid}
+        click.echo(json.dumps({"ok": True, **facts}))
+        return
+    click.echo(
+        f"{bundle}: {manifest.name} {manifest.version}, {len(manifest.artifacts)} files intact, "
+        f"signed by {signer.keyid[:12]} ({signer.name})"
+    )
+
+
+@cli.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds, without judging its signature (see `verify`)."""
+    from host_tools.describe import print_manifest, read_manifest
+
+    content, manifest, signature = read_manifest(bundle)
+    if as_json:
+        click.echo(content, nl=False)
+        return
+    print_manifest(manifest, signature, _console())
+
+
+@cli.command()
+@click.option(
+    "--out", type=FOLDER, default="quickstart-out", show_default=True, help="Folder to work in."
+)
+@click.option("--keep", is_flag=True, help="Leave the agent running and print three curl lines.")
+@click.option("--port", type=int, default=8000, show_default=True, help="Port for --keep.")
+def quickstart(out: Path, keep: bool, port: int) -> None:
+    """Train, export, calibrate, pack, serve and compare a small CNN: minutes, no GPU."""
+    from host_tools.quickstart import run_quickstart
+
+    stop_on_sigterm()
+    run_quickstart(out, keep=keep, port=port, console=_console())
+
+
+def main() -> None:
+    """Run the command line; the console script `edge-kit`."""
+    run_command_line(cli, "edge-kit")
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM unwind the stack, so that an agent that was started is stopped as well."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=1))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()

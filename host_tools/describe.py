@@ -1,0 +1,101 @@
+"""A bundle in words and tables, for `edge-kit inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
+from edge.errors import UsageError
+from edge.files import read_capped
+from edge.manifest import MAX_MANIFEST_BYTES, Accuracy, Manifest, Model, manifest_from_bytes
+from edge.trust import MAX_SIGNATURE_BYTES, signature_from_bytes
+
+
+def read_manifest(root: Path) -> tuple[bytes, Manifest, str]:
+    """Return (bytes, Manifest, who claims to have signed it); nothing is verified."""
+    if not (root / MANIFEST_NAME).is_file():
+        raise UsageError(f"no bundle at {root}: it has no {MANIFEST_NAME}")
+    content = read_capped(root / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+    signer = "unsigned"
+    if (root / SIGNATURE_NAME).is_file():
+        signature = signature_from_bytes(
+            read_capped(root / SIGNATURE_NAME, max_bytes=MAX_SIGNATURE_BYTES)
+        )
+        signer = f"signed by key {signature.keyid[:12]}"
+    return content, manifest_from_bytes(content), signer
+
+
+def print_manifest(manifest: Manifest, signed_by: str, console: Console) -> None:
+    """Print what a bundle holds, fit for 80 columns."""
+    total = sum(artifact.size for artifact in manifest.artifacts)
+    console.print(f"{manifest.name} {manifest.version}, packed {manifest.created}", style="bold")
+    console.print(f"{signed_by}; {len(manifest.artifacts)} files, {_size(total)}")
+    for model in manifest.models:
+        for renderable in _model_lines(manifest, model):
+            console.print(renderable)
+
+
+def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
+    lines: list[RenderableType] = [f"\nmodel {model.name}, version {model.version}"]
+    for kind, specs in (("input", model.inputs), ("output", model.outputs)):
+        for spec in specs:
+            shape = " x ".join(str(dim) for dim in spec.shape)
+            bounds = model.profile.ranges.get(spec.name) if kind == "input" else None
+            shown = "" if bounds is None else f"  profile {_bounds(bounds.min, bounds.max)}"
+            lines.append(f"  {kind:<6} {spec.name}: {spec.datatype} {shape}{shown}")
+    sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("variant", "size", "batch", "p50 ms", "p99 ms", "measured on"):
+        table.add_column(
+            heading, justify="left" if heading in {"variant", "measured on"} else "right"
+        )
+    for variant in model.variants:
+        size = _size(sum(sizes[path] for path in variant.files))
+        for m in variant.measurements:
+            where = f"{m.device}, {m.threads} threads"
+            row = (str(m.batch), f"{m.p50_ms:.3f}", f"{m.p99_ms:.3f}", where)
+            table.add_row(variant.id, size, *row)
+    lines += ["", table, ""]
+    lines += [f"serves on {p.backend}: {p.variant}; {p.why}" for p in model.preferences]
+    if model.calibration is not None:
+        lines.append(
+            f"calibrated with {model.calibration.method} on {model.calibration.samples} samples"
+        )
+    if model.accuracy is not None:
+        lines += accuracy_lines(model.accuracy)
+    tolerances = ", ".join(f"{p} {t:g}" for p, t in model.golden.tolerance.items())
+    lines.append(f"self-test: {len(model.golden.cases)} golden cases, tolerance {tolerances}")
+    origin = model.provenance
+    lines.append(f"from {origin.source}, opset {origin.opset}, {origin.exporter}")
+    return lines
+
+
+def accuracy_lines(accuracy: Accuracy) -> list[str]:
+    """Return int8 against fp32 on the held-out samples, one figure a line."""
+    rows = [("held-out samples", f"{accuracy.samples}")]
+    if accuracy.fp32_top1_percent is not None and accuracy.int8_top1_percent is not None:
+        both = f"{accuracy.fp32_top1_percent:.2f} % fp32, {accuracy.int8_top1_percent:.2f} % int8"
+        rows.append(("top-1 accuracy", both))
+    if accuracy.argmax_agreement_percent is not None:
+        rows.append(("same top class", f"{accuracy.argmax_agreement_percent:.2f} %"))
+    rows.append(("cosine", f"{accuracy.cosine_mean:.4f} mean, {accuracy.cosine_min:.4f} worst"))
+    rows.append(("SQNR", f"{accuracy.sqnr_db:.1f} dB"))
+    share = f"{accuracy.int8_mac_percent:.2f} % of the multiply-accumulates"
+    rows.append(("int8 arithmetic", share))
+    return [f"  {name:<18}{value}" for name, value in rows]
+
+
+def _bounds(low: tuple[int, ...], high: tuple[int, ...]) -> str:
+    return f"{'x'.join(map(str, low))} to {'x'.join(map(str, high))}"
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"

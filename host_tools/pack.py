@@ -1,0 +1,257 @@
+"""Pack a bundle: models, golden set, measurements and evidence under one signed Manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import onnx
+
+from calibration.errors import GraphError
+from calibration.model_file import (
+    load_model,
+    profile_from_model,
+    provenance_from_model,
+    specs_from_model,
+)
+from calibration.qdq import with_stored_int8
+from calibration.table import MAX_TABLE_BYTES, CalibrationTable, load_table, ort_path, table_path
+from edge import __version__
+from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME, blob_path
+from edge.errors import UsageError
+from edge.files import atomic_directory, read_capped, sha256_of, storage_errors
+from edge.manifest import (
+    SCHEMA_VERSION,
+    Calibration,
+    Golden,
+    Manifest,
+    Measurement,
+    Model,
+    Precision,
+    Preference,
+    Provenance,
+    Variant,
+    bytes_from_manifest,
+    is_plain_name,
+    manifest_from_bytes,
+)
+from edge.ort_session import OrtSession
+from edge.self_test import run_self_test
+from edge.session import Session
+from edge.spec import Profile, TensorSpec
+from edge.trust import sign
+from host_tools.blobs import BlobStore
+from host_tools.golden import golden_feeds, make_golden
+from host_tools.keys import read_private_key
+from host_tools.measure import cpu_threads, measure
+from host_tools.progress import progress_bar
+from host_tools.samples import samples_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRequest:
+    """What goes into a bundle.
+
+    golden: real samples, an .npz file, a folder of them, or text with a tokenizer.
+    threads: intra-op threads for the measurement; None means every CPU of this process.
+    """
+
+    out: Path
+    name: str
+    version: str
+    fp32: Path
+    golden: Path
+    int8: Path | None = None
+    table: Path | None = None
+    tokenizer: Path | None = None
+    key: Path | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """The bundle that was written."""
+
+    out: Path
+    manifest: Manifest
+    signed: bool
+
+
+def pack(request: PackRequest, *, say: Callable[[str], None]) -> Packed:
+    """Write the bundle at request.out, whole or not at all, and return its Manifest.
+
+    Raises UsageError for missing files, GraphError if the int8 model was not calibrated from the
+    fp32 model given, StorageError if the folder cannot be written or exists.
+    """
+    if not is_plain_name(request.name):
+        raise UsageError(f"--name {request.name!r}: use letters, digits, '.', '-' and '_' only")
+    if not request.version:
+        raise UsageError("--bundle-version is empty; give any text, such as 1 or 2026-11")
+    key = None if request.key is None else read_private_key(request.key)
+    models: dict[Precision, onnx.ModelProto] = {"fp32": load_model(request.fp32)}
+    table, table_bytes = None, b""
+    if request.int8 is not None:
+        models["int8"] = with_stored_int8(load_model(ort_path(request.int8)))
+        path = request.table or table_path(request.int8)
+        table = load_table(path)
+        table_bytes = read_capped(path, max_bytes=MAX_TABLE_BYTES, follow_links=True)
+        _check_lineage(request.fp32, request.int8, table)
+    with storage_errors("write", request.out), atomic_directory(request.out) as scratch:
+        store = BlobStore(scratch)
+        if table is not None:
+            store.add(f"{request.name}/calibration.json", table_bytes)
+        model = _pack_model(request, models, table, store, scratch, say)
+        manifest = Manifest(
+            schema=SCHEMA_VERSION,
+            name=request.name,
+            version=request.version,
+            created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            artifacts=store.artifacts,
+            models=(model,),
+        )
+        content = bytes_from_manifest(manifest)
+        _check_as_a_device(scratch, manifest_from_bytes(content), request.threads or cpu_threads())
+        (scratch / MANIFEST_NAME).write_bytes(content)
+        if key is not None:
+            (scratch / SIGNATURE_NAME).write_bytes(sign(content, key, name=str(request.key)))
+    return Packed(out=request.out, manifest=manifest, signed=key is not None)
+
+
+def _check_as_a_device(scratch: Path, manifest: Manifest, threads: int) -> None:
+    """Open the files that were written and run their self-test, as every agent will."""
+
+    def read(path: str) -> bytes:
+        artifact = manifest.artifact(path)
+        return read_capped(blob_path(scratch, artifact.sha256), max_bytes=artifact.size)
+
+    for model in manifest.models:
+        for variant in model.variants:
+            graph = blob_path(scratch, manifest.artifact(variant.files[0]).sha256)
+            session = _opened(graph, model.inputs, model.outputs, model.profile, threads)
+            try:
+                run_self_test(model, variant.precision, infer=session.run, read=read)
+            finally:
+                session.close()
+
+
+def _opened(
+    graph: Path,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    profile: Profile,
+    threads: int,
+) -> Session:
+    return OrtSession.open(
+        graph, inputs=inputs, outputs=outputs, profile=profile, intra_op_threads=threads
+    )
+
+
+def _check_lineage(fp32: Path, int8: Path, table: CalibrationTable) -> None:
+    for path, digest in (
+        (fp32, table.model_sha256),
+        (int8, table.tensorrt.sha256),
+        (ort_path(int8), table.ort.sha256),
+    ):
+        if sha256_of(path, follow_links=True)[0] != digest:
+            raise GraphError(
+                f"{path} is not the file that the calibration table of {int8} names; "
+                "run `edge-kit calibrate` again on the float model that you pack"
+            )
+
+
+def _pack_model(
+    request: PackRequest,
+    models: dict[Precision, onnx.ModelProto],
+    table: CalibrationTable | None,
+    store: BlobStore,
+    scratch: Path,
+    say: Callable[[str], None],
+) -> Model:
+    float_model = models["fp32"]
+    inputs, outputs = specs_from_model(float_model)
+    profile = profile_from_model(float_model)
+    samples = samples_at(
+        request.golden, inputs=inputs, profile=profile, tokenizer=request.tokenizer
+    )
+    cases = golden_feeds(samples, profile)
+    threads = request.threads or cpu_threads()
+    files = {p: store.add_model(f"{request.name}/{p}.onnx", m) for p, m in models.items()}
+    paths = {artifact.path: blob_path(scratch, artifact.sha256) for artifact in store.artifacts}
+    with contextlib.ExitStack() as stack:
+        sessions: dict[str, Session] = {}
+        for precision, names in files.items():
+            session = _opened(paths[names[0]], inputs, outputs, profile, threads)
+            stack.callback(session.close)
+            sessions[precision] = session
+        golden: Golden = make_golden(cases, sessions, store.add, prefix=f"{request.name}/golden")
+        runtime = f"onnxruntime {installed_version('onnxruntime')}"
+        with progress_bar() as progress:
+            measured = [
+                measure(
+                    sessions,
+                    feeds,
+                    threads=threads,
+                    runtime=runtime,
+                    tick=functools.partial(progress, f"measuring {number}/{len(cases)}"),
+                )
+                for number, feeds in enumerate(cases, 1)
+            ]
+    preference = _preference({p: measured[0][p] for p in files})
+    say(preference.why)
+    provenance = provenance_from_model(float_model)
+    return Model(
+        name=request.name,
+        version="1",
+        inputs=inputs,
+        outputs=outputs,
+        profile=profile,
+        variants=tuple(
+            Variant(
+                id=_variant_id(precision),
+                backend="ort",
+                precision=precision,
+                files=names,
+                measurements=tuple(batch[precision] for batch in measured),
+            )
+            for precision, names in files.items()
+        ),
+        preferences=(preference,),
+        golden=golden,
+        accuracy=None if table is None else table.ort.accuracy,
+        calibration=None
+        if table is None
+        else Calibration(
+            method=table.method,
+            samples=table.samples,
+            data_sha256=table.data_sha256,
+            table=f"{request.name}/calibration.json",
+        ),
+        provenance=Provenance(
+            source=provenance.source,
+            opset=provenance.opset,
+            exporter=provenance.exporter,
+            tools={**provenance.tools, "edge-kit": __version__},
+        ),
+    )
+
+
+def _variant_id(precision: Precision) -> str:
+    return f"ort-{precision}"
+
+
+def _preference(measured: dict[Precision, Measurement]) -> Preference:
+    """Return the variant with the lowest median latency, and the sentence that says so."""
+    best = min(measured, key=lambda precision: measured[precision].p50_ms)
+    here = measured[best]
+    where = f"batch {here.batch}, {here.threads} threads, {here.device}"
+    if len(measured) == 1:
+        why = f"{best} is the only precision in the bundle (p50 {here.p50_ms:.3f} ms; {where})"
+    else:
+        rivals = ", ".join(f"{p} {m.p50_ms:.3f} ms" for p, m in measured.items() if p != best)
+        why = f"{best} is faster, p50 {here.p50_ms:.3f} ms against {rivals} ({where})"
+    return Preference(backend="ort", variant=_variant_id(best), why=why)

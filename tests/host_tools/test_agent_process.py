@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+
+from host_tools.agent_process import AgentProcessError, agent_process
+from tests.agents import make_config
+from tests.fakes import DEADLINE_S
+
+FLAGS = ["--bundle", "bundle", "--trusted-keys", "keys", "--port", "0"]
+STARTED_BY_QUICKSTART = """
+    import signal, sys
+    from pathlib import Path
+    from host_tools.agent_process import agent_process
+    from host_tools.cli import stop_on_sigterm
+
+    stop_on_sigterm()
+    with agent_process(Path(sys.argv[1]), sys.argv[2:]) as (url, process):
+        print(process.pid, flush=True)
+        signal.pause()
+"""
+
+
+def test_sigterm_takes_the_agent_along_and_the_outer_environment_does_not_reach_it(
+    tmp_path: Path,
+) -> None:
+    make_config(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(STARTED_BY_QUICKSTART), str(tmp_path), *FLAGS],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "EDGE_PORT": "1", "EDGE_NONSENSE": "1"},
+    ) as process:
+        assert process.stdout is not None
+        agent = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM
+    assert not agent.is_running()
+
+
+def test_an_agent_that_cannot_start_is_an_error_with_its_log(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AgentProcessError, match="no bundle at bundle"),
+        agent_process(tmp_path, FLAGS),
+    ):
+        pass

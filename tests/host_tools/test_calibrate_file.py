@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from calibration.errors import GateError
+from calibration.gate import Gate
+from calibration.model_file import load_model, profile_from_model, specs_from_model
+from calibration.table import load_table, ort_path, table_path
+from edge.errors import UsageError
+from edge.files import sha256_of
+from host_tools.calibrate import calibrate_file
+from host_tools.coverage import coverage_of
+from host_tools.text import TextSamples
+from tests.host_tools.packing import calibrate_request
+
+TEXT = "the cat sat on a mat and it saw many dogs"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *TEXT.split()]
+
+
+def test_the_table_names_both_models_and_the_data(tmp_path: Path) -> None:
+    said: list[str] = []
+    table, path = calibrate_file(calibrate_request(tmp_path), say=said.append)
+    assert load_table(table_path(path)) == table
+    assert table.model_sha256 == sha256_of(tmp_path / "model.onnx")[0]
+    assert table.tensorrt.sha256 == sha256_of(path)[0]
+    assert table.ort.sha256 == sha256_of(ort_path(path))[0]
+    assert set(table.amax) == {"x", "r1", "c2", "r2"}
+    assert said == ["warning: 60 samples; 1,000 or more are advised"]
+
+
+def test_profile_survives_quantization(tmp_path: Path) -> None:
+    _, path = calibrate_file(calibrate_request(tmp_path), say=lambda _: None)
+    before, after = load_model(tmp_path / "model.onnx"), load_model(path)
+    assert profile_from_model(after) == profile_from_model(before)
+    assert specs_from_model(after) == specs_from_model(before)
+
+
+def test_a_failed_gate_writes_nothing(tmp_path: Path) -> None:
+    strict = Gate(min_cosine=1.1)
+    with pytest.raises(GateError, match="nothing is written: for TensorRT: mean cosine"):
+        calibrate_file(calibrate_request(tmp_path, gate=strict), say=lambda _: None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "samples.npz"]
+
+
+def test_text_for_a_model_without_token_ids_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("a\nb\n")
+    request = calibrate_request(tmp_path, data=tmp_path / "lines.txt", tokenizer=tmp_path)
+    with pytest.raises(UsageError, match="text needs a model that takes input_ids"):
+        calibrate_file(request, say=lambda _: None)
+    with pytest.raises(UsageError, match="give --tokenizer"):
+        calibrate_file(calibrate_request(tmp_path, data=tmp_path / "lines.txt"), say=lambda _: None)
+
+
+@pytest.fixture
+def text_samples(tmp_path: Path) -> TextSamples:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from edge.spec import Profile, ShapeRange, TensorSpec
+
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    lines = ["the cat sat", "the cat sat on the mat and it saw", "", "dogs " * 40]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    bounds = ShapeRange(min=(1, 4), opt=(4, 16), max=(8, 32))
+    profile = Profile(ranges=dict.fromkeys(("input_ids", "attention_mask"), bounds))
+    inputs = tuple(
+        TensorSpec(name=name, datatype="INT64", shape=("batch", "sequence"))
+        for name in profile.ranges
+    )
+    return TextSamples(tmp_path / "lines.txt", tmp_path, inputs, profile)
+
+
+def test_text_is_padded_cut_and_masked(text_samples: TextSamples) -> None:
+    assert text_samples.count == 3
+    first, second = text_samples.batches(2, 0, 3)
+    ids, mask = first["input_ids"], first["attention_mask"]
+    assert ids.shape == mask.shape == (2, 9)
+    assert [WORDS[i] for i in ids[0, :3]] == ["the", "cat", "sat"]
+    assert mask.sum(axis=1).tolist() == [3, 9]
+    assert not ids[0, 3:].any()
+    assert second["input_ids"].shape == (1, 32)
+    assert [b["input_ids"].shape for b in text_samples.batches(1, 0, 1)] == [(1, 4)]
+
+
+def test_coverage_counts_lengths_and_vocabulary(text_samples: TextSamples) -> None:
+    coverage = coverage_of(text_samples)
+    assert (coverage.shortest, coverage.median, coverage.longest) == (3, 9, 32)
+    assert coverage.tokens == 3 + 9 + 32
+    seen = {"the", "cat", "sat", "on", "mat", "and", "it", "saw", "dogs"}
+    assert coverage.distinct == len(seen)
+    assert coverage.vocabulary == len(WORDS)
+    assert coverage.seen_once == len(seen - {"the", "cat", "sat", "dogs"})
+    assert coverage.warnings() == []
+
+
+def test_coverage_warns_of_what_is_missing(text_samples: TextSamples) -> None:
+    from dataclasses import replace
+
+    poor = replace(
+        coverage_of(text_samples),
+        longest=10,
+        shortest=9,
+        distinct=40,
+        vocabulary=30_000,
+    )
+    warnings = " ".join(poor.warnings())
+    assert "no long text: the longest has 10 tokens, the profile allows 32" in warnings
+    assert "no short text: the shortest has 9" in warnings
+    assert "rare words are missing: 40 of 30,000" in warnings

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from calibration.errors import GraphError
+from calibration.model_file import load_model, save_model
+from calibration.runtime import Runner
+from calibration.table import load_table, ort_path, save_table, table_path
+from edge.bundle import blob_path, open_bundle
+from edge.errors import StorageError, UsageError
+from edge.files import sha256_of
+from edge.ort_session import OrtSession
+from edge.spec import NUMPY_FROM_DATATYPE
+from edge.trust import trusted_keys_in
+from host_tools.blobs import BlobStore
+from host_tools.golden import FLOAT_TOLERANCE, INT8_FLOOR, GoldenError
+from host_tools.pack import pack
+from tests.calibration.nets import IMAGE, conv_net
+from tests.host_tools.packing import pack_request
+
+
+def quiet(_: str) -> None:
+    return None
+
+
+def test_a_packed_bundle_opens_with_its_key_and_holds_what_was_asked(tmp_path: Path) -> None:
+    packed = pack(pack_request(tmp_path), say=quiet)
+    bundle = open_bundle(packed.out, trusted_keys_in(tmp_path / "keys"))
+    model = bundle.manifest.models[0]
+    assert (bundle.manifest.name, bundle.manifest.version) == ("net", "7")
+    assert [v.id for v in model.variants] == ["ort-fp32", "ort-int8"]
+    assert model.accuracy is not None
+    assert model.calibration is not None
+    assert model.calibration.method == "minmax"
+    assert bundle.path(model.calibration.table).is_file()
+    assert model.golden.tolerance["fp32"] == FLOAT_TOLERANCE
+    assert model.golden.tolerance["int8"] >= INT8_FLOOR
+    listed = {artifact.sha256 for artifact in bundle.manifest.artifacts}
+    assert listed == {path.name for path in (packed.out / "blobs" / "sha256").iterdir()}
+
+
+def test_the_preference_is_the_variant_with_the_lowest_measured_median(tmp_path: Path) -> None:
+    lines: list[str] = []
+    model = pack(pack_request(tmp_path), say=lines.append).manifest.models[0]
+    medians = {v.id: v.measurements[0].p50_ms for v in model.variants}
+    assert model.preferences[0].variant == min(medians, key=lambda name: medians[name])
+    assert model.preferences[0].why == lines[0]
+    for variant in model.variants:
+        assert [m.batch for m in variant.measurements] == [1, 8]
+
+
+def test_golden_outputs_are_those_of_the_float_model(tmp_path: Path) -> None:
+    packed = pack(pack_request(tmp_path), say=quiet)
+    manifest = packed.manifest
+    images = np.load(tmp_path / "samples.npz")["x"]
+    for case in manifest.models[0].golden.cases:
+        tensors = {}
+        for tensor in (*case.inputs, *case.outputs):
+            blob = blob_path(packed.out, manifest.artifact(tensor.artifact).sha256)
+            values = np.frombuffer(blob.read_bytes(), NUMPY_FROM_DATATYPE[tensor.datatype])
+            tensors[tensor.name] = values.reshape(tensor.shape)
+        np.testing.assert_array_equal(tensors["x"], images[: len(tensors["x"])])
+        expected = Runner(load_model(tmp_path / "model.onnx")).run({"x": tensors["x"]})
+        np.testing.assert_allclose(tensors["logits"], expected["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_stored_model_gives_the_same_numbers_and_keeps_weights_apart(tmp_path: Path) -> None:
+    model = conv_net()
+    rng = np.random.default_rng(0)
+    model.graph.initializer.append(
+        onnx.helper.make_tensor("w4", onnx.TensorProto.FLOAT, [8, 64], rng.random(512).tolist())
+    )
+    model.graph.node.append(onnx.helper.make_node("MatMul", ["f", "w4"], ["extra"], name="m"))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("extra", onnx.TensorProto.FLOAT, ["batch", 64])
+    )
+    store = BlobStore(tmp_path)
+    graph, weights = store.add_model("net.onnx", model)
+    assert (graph, weights) == ("net.onnx", "net.onnx.weights")
+    places = {a.path: blob_path(tmp_path, a.sha256) for a in store.artifacts}
+    lean = onnx.load(str(places["net.onnx"]), load_external_data=False)
+    outside = [t for t in lean.graph.initializer if t.external_data]
+    assert {t.name for t in outside} == {"w2", "w4"}
+    assert {e.value for t in outside for e in t.external_data if e.key == "location"} == {
+        places["net.onnx.weights"].name
+    }
+    whole = onnx.load(str(places["net.onnx"]))
+    for tensor in model.graph.initializer:
+        other = next(t for t in whole.graph.initializer if t.name == tensor.name)
+        np.testing.assert_array_equal(numpy_helper.to_array(other), numpy_helper.to_array(tensor))
+    feeds = {"x": rng.random((2, *IMAGE)).astype(np.float32)}
+    from calibration.model_file import profile_from_model, specs_from_model
+
+    inputs, outputs = specs_from_model(model)
+    session = OrtSession.open(
+        places["net.onnx"],
+        inputs=inputs,
+        outputs=outputs,
+        profile=profile_from_model(model),
+        intra_op_threads=1,
+    )
+    for name, value in Runner(model).run(feeds).items():
+        np.testing.assert_allclose(session.run(feeds)[name], value, rtol=1e-5, atol=1e-6)
+    session.close()
+
+
+def test_an_int8_model_of_another_parent_is_refused(tmp_path: Path) -> None:
+    request = pack_request(tmp_path)
+    save_model(conv_net(seed=1), request.fp32)
+    with pytest.raises(GraphError, match=r"model\.onnx is not the file that the calibration"):
+        pack(request, say=quiet)
+    assert not request.out.exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    request = pack_request(tmp_path)
+    request.out.mkdir()
+    with pytest.raises(StorageError, match="it exists"):
+        pack(request, say=quiet)
+
+
+def test_missing_inputs_are_usage_errors_and_leave_nothing(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    for change in ({"key": gone}, {"golden": gone}, {"table": gone}, {"int8": gone}):
+        folder = tmp_path / next(iter(change))
+        folder.mkdir()
+        with pytest.raises(UsageError, match="gone"):
+            pack(pack_request(folder, **change), say=quiet)
+        assert not (folder / "bundle").exists()
+        assert not list(folder.glob(".bundle*"))
+
+
+KILLED_AT_EVERY_STEP = """
+    import os, signal, sys
+    from pathlib import Path
+    from host_tools.pack import PackRequest, pack
+
+    folder = Path(sys.argv[1])
+    request = PackRequest(
+        out=folder / "bundle", name="net", version="1", fp32=folder / "model.onnx",
+        int8=folder / "model.int8.onnx", golden=folder / "samples.npz",
+        key=folder / "keys" / "release.key", threads=1)
+    fatal = {"open", "os.rename", "os.mkdir", "os.chmod"}
+
+    def die_at(step):
+        def hook(event, arguments):
+            nonlocal step
+            if event in fatal and ".bundle." in str(arguments[0]):
+                step -= 1
+                if step == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+
+    step = 0
+    while True:
+        step += 1
+        child = os.fork()
+        if child == 0:
+            die_at(step)
+            pack(request, say=lambda _: None)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+        assert not request.out.exists(), step
+    print(step)
+"""
+
+
+def test_kill_9_at_any_step_of_pack_leaves_no_half_bundle(tmp_path: Path) -> None:
+    pack_request(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED_AT_EVERY_STEP), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 30  # files of the bundle, each opened to write and to sync
+    open_bundle(tmp_path / "bundle", trusted_keys_in(tmp_path / "keys"))
+    assert not list(tmp_path.glob(".bundle*"))  # what the killed ones left is gone as well
+
+
+def test_of_two_packs_to_one_path_one_wins_whole(tmp_path: Path) -> None:
+    request = pack_request(tmp_path)
+    other: list[Exception] = []
+
+    def pack_meanwhile(_: str) -> None:
+        if not request.out.exists():
+            pack(request, say=quiet)
+
+    try:
+        pack(request, say=pack_meanwhile)
+    except StorageError as error:
+        other.append(error)
+    assert "directory not empty" in str(other)
+    open_bundle(request.out, trusted_keys_in(tmp_path / "keys"))
+    assert not list(tmp_path.glob(".bundle*"))
+
+
+def test_an_output_that_is_not_finite_makes_no_golden_set(tmp_path: Path) -> None:
+    request = pack_request(tmp_path, int8=None)
+    model = load_model(request.fp32)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b3")
+    bias.CopyFrom(numpy_helper.from_array(np.full(5, np.nan, np.float32), "b3"))
+    save_model(model, request.fp32)
+    with pytest.raises(GoldenError, match="'logits' of the fp32 model is not finite"):
+        pack(request, say=quiet)
+    assert not request.out.exists()
+
+
+def test_an_int8_model_far_from_fp32_is_not_packed(tmp_path: Path) -> None:
+    request = pack_request(tmp_path)
+    assert request.int8 is not None
+    model = load_model(ort_path(request.int8))
+    for tensor in model.graph.initializer:
+        if tensor.name == "r1_scale":
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(1e-3), "r1_scale"))
+    save_model(model, ort_path(request.int8))
+    table = load_table(table_path(request.int8))
+    ort = replace(table.ort, sha256=sha256_of(ort_path(request.int8))[0])
+    save_table(replace(table, ort=ort), table_path(request.int8))
+    with pytest.raises(GoldenError, match="int8 is off by"):
+        pack(request, say=quiet)
+    assert not request.out.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system with 16 kB of space."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path, small_disk: Path) -> None:
+    request = pack_request(tmp_path, out=small_disk / "bundle")
+    with pytest.raises(StorageError) as caught:
+        pack(request, say=quiet)
+    assert str(caught.value) == f"cannot write {request.out}: no space left on device"
+    assert list(small_disk.iterdir()) == []
