@@ -36,10 +36,12 @@ LAZY = {
 # The modules of edge, lowest layer first; a module imports from lower layers only.
 EDGE_LAYERS = (
     {"edge"},
-    {"errors", "latency", "notify", "probes"},
-    {"config", "console", "files", "onnxruntime_library", "spec", "wsgi"},
-    {"manifest", "oip_json", "session", "trust", "unit"},
-    {"bundle", "choice", "metrics", "oip", "ort_session", "self_test", "worker"},
+    {"devices", "errors", "latency", "notify", "probes", "tensorrt_versions"},
+    {"config", "console", "cuda_graph", "cuda_query", "files", "onnxruntime_library", "spec"},
+    {"cuda_library", "manifest", "oip_json", "session", "target", "tensorrt_library", "trust"},
+    {"bundle", "choice", "engine_builder", "metrics", "oip", "ort_session", "self_test"},
+    {"trt_engine", "unit", "worker", "wsgi"},
+    {"trt_session"},
     {"serving"},
     {"telemetry"},
     {"api"},

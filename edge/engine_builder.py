@@ -1,0 +1,180 @@
+"""Build a TensorRT engine from an ONNX file, the same way on a workstation and on a device.
+
+Two paths: up to TensorRT 10.11 precision is asked for with flags ("flags"); from 10.12, and with
+TensorRT-RTX, it is what the ONNX says ("typed"): Cast for FP16, Q/DQ for INT8.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.errors import ModelError
+from edge.manifest import Precision
+from edge.spec import Profile
+from edge.tensorrt_library import TensorRT
+
+STRONG_TYPING_SINCE = (10, 12)
+Progress = Callable[[str, int, int], bool]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """What to build.
+
+    profiles: optimisation profiles, the narrowest first; one for batch 1 alone pays at batch 1.
+    workspace_bytes: memory that a tactic may use; None leaves it to TensorRT.
+    optimization_level: 0 to 5; 3 is TensorRT's own default (8.6 and later).
+    tactic_sources: names of trt.TacticSource to use; None is TensorRT's default.
+    compute_capabilities: such as ("SM86", "SM89"), TensorRT-RTX only; empty is this device.
+    timing_cache: what an earlier build returned on the same device, version and flags.
+    """
+
+    onnx: Path
+    precision: Precision
+    profiles: tuple[Profile, ...]
+    workspace_bytes: int | None = None
+    optimization_level: int = 3
+    tf32: bool = False
+    tactic_sources: tuple[str, ...] | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    timing_cache: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEngine:
+    """A serialized engine, the timing cache to keep, and the seconds it took."""
+
+    plan: bytes
+    timing_cache: bytes
+    seconds: float
+
+
+def engine_from_onnx(
+    request: EngineRequest,
+    library: TensorRT,
+    *,
+    progress: Progress = lambda phase, done, total: True,
+    clock: Callable[[], float] = time.monotonic,
+) -> BuiltEngine:
+    """Return the engine; progress returns False to cancel, where TensorRT can (10 and later).
+
+    Raises ModelError if the parser or the builder refuses, naming what TensorRT said.
+    """
+    trt = library.module
+    begun = clock()
+    builder = trt.Builder(library.logger)
+    network = builder.create_network(_network_flags(library))
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(request.onnx)):
+        problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise ModelError(f"TensorRT {library.version} cannot read {request.onnx}: {problems}")
+    config = builder.create_builder_config()
+    _set_precision(config, library, request)
+    _set_limits(config, trt, request)
+    for profile in request.profiles:
+        config.add_optimization_profile(_profile(builder, network, profile))
+    cache = monitor = None
+    if library.backend == "trt":
+        cache = config.create_timing_cache(request.timing_cache)
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    if hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor"):
+        monitor = config.progress_monitor = _monitor(trt, progress)
+    library.messages.clear()
+    plan = builder.build_serialized_network(network, config)
+    if plan is None and monitor is not None and monitor.is_cancelled:
+        raise ModelError(f"the build of {request.onnx} was cancelled; nothing is kept")
+    if plan is None:
+        raise ModelError(
+            f"TensorRT {library.version} cannot build {request.onnx}: {library.last_error()}"
+        )
+    return BuiltEngine(
+        plan=bytes(plan),
+        timing_cache=b"" if cache is None else bytes(config.get_timing_cache().serialize()),
+        seconds=clock() - begun,
+    )
+
+
+def is_typed(library: TensorRT) -> bool:
+    """Whether this TensorRT takes precision from the ONNX rather than from flags."""
+    return library.backend == "trt-rtx" or library.major_minor >= STRONG_TYPING_SINCE
+
+
+def _network_flags(library: TensorRT) -> int:
+    flags = library.module.NetworkDefinitionCreationFlag
+    if is_typed(library):
+        return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+    return 1 << int(flags.EXPLICIT_BATCH)
+
+
+def _set_precision(config: Any, library: TensorRT, request: EngineRequest) -> None:
+    flag = library.module.BuilderFlag
+    if not request.tf32 and hasattr(flag, "TF32"):
+        config.clear_flag(flag.TF32)
+    if is_typed(library):
+        return
+    if request.precision in {"fp16", "int8"}:
+        config.set_flag(flag.FP16)
+    if request.precision == "int8":
+        config.set_flag(flag.INT8)
+
+
+def _set_limits(config: Any, trt: Any, request: EngineRequest) -> None:
+    if request.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    if hasattr(config, "builder_optimization_level"):
+        config.builder_optimization_level = request.optimization_level
+    if request.tactic_sources is not None:
+        sources = (getattr(trt.TacticSource, name) for name in request.tactic_sources)
+        config.set_tactic_sources(sum(1 << int(source) for source in sources))
+    if request.compute_capabilities:
+        config.num_compute_capabilities = len(request.compute_capabilities)
+        for index, name in enumerate(request.compute_capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    # Lets two contexts share a profile, which graphs of several shapes need; default from 10 on.
+    sharing = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
+    if sharing is not None:
+        config.set_preview_feature(sharing, True)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def _profile(builder: Any, network: Any, profile: Profile) -> Any:
+    shapes = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        bounds = profile.ranges.get(tensor.name)
+        if bounds is not None:
+            shapes.set_shape(tensor.name, bounds.min, bounds.opt, bounds.max)
+        elif any(dim < 0 for dim in tensor.shape):
+            raise ModelError(
+                f"input {tensor.name!r} has the shape {list(tensor.shape)} and no profile; "
+                "export it with --shape"
+            )
+    return shapes
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._totals: dict[str, int] = {}
+            self.is_cancelled = False
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self._totals[phase] = steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            total = self._totals.get(phase, step + 1)
+            self.is_cancelled |= not progress(phase, min(step + 1, total), total)
+            return not self.is_cancelled
+
+        def phase_finish(self, phase: str) -> None:
+            self._totals.pop(phase, None)
+
+    return Monitor()

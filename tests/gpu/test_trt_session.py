@@ -1,0 +1,175 @@
+"""TensorRT on a real GPU: the contract of every Session, and what is TensorRT's own.
+
+Run where a GPU and TensorRT are: `make test-gpu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.engine_builder import EngineRequest, engine_from_onnx
+from edge.errors import InputError, ModelError
+from edge.session import Session
+from edge.spec import Profile, ShapeRange, TensorSpec
+from edge.tensorrt_library import TensorRT, load_tensorrt
+from edge.trt_session import GRAPH_AT_RUN, MAX_SHAPES, TrtSession
+from tests.models import (
+    AFFINE_INPUTS,
+    AFFINE_OUTPUTS,
+    AFFINE_PROFILE,
+    affine,
+    affine_model,
+    gather_model,
+    save,
+)
+from tests.session_contract import SessionContract
+
+pytestmark = [pytest.mark.gpu, pytest.mark.trt]
+# cuDNN is not needed, and not everywhere there.
+SOURCES = ("CUBLAS", "CUBLAS_LT", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+BATCH_1 = Profile(ranges={"x": ShapeRange(min=(1, 4), opt=(1, 4), max=(1, 4))})
+
+
+@pytest.fixture(scope="module")
+def library() -> TensorRT:
+    return load_tensorrt("trt")
+
+
+@pytest.fixture(scope="module")
+def plan(library: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    onnx = save(affine_model(), tmp_path_factory.mktemp("onnx") / "affine.onnx")
+    request = EngineRequest(
+        onnx=onnx, precision="fp32", profiles=(BATCH_1, AFFINE_PROFILE), tactic_sources=SOURCES
+    )
+    return engine_from_onnx(request, library).plan
+
+
+def opened(library: TensorRT, plan: bytes, **options: bool) -> TrtSession:
+    return TrtSession.open(
+        plan,
+        library=library,
+        inputs=AFFINE_INPUTS,
+        outputs=AFFINE_OUTPUTS,
+        profile=AFFINE_PROFILE,
+        **options,
+    )
+
+
+class TestContract(SessionContract):
+    """The four promises, with CUDA graphs once a shape is frequent."""
+
+    @pytest.fixture
+    def open_session(self, library: TensorRT, plan: bytes) -> Callable[[], Session]:
+        return lambda: opened(library, plan)
+
+
+class TestContractWithoutGraphs(SessionContract):
+    """The same without graphs."""
+
+    @pytest.fixture
+    def open_session(self, library: TensorRT, plan: bytes) -> Callable[[], Session]:
+        return lambda: opened(library, plan, use_graphs=False)
+
+
+@pytest.fixture
+def session(library: TensorRT, plan: bytes) -> Iterator[TrtSession]:
+    session = opened(library, plan)
+    yield session
+    session.close()
+
+
+def test_answers_stay_right_when_shapes_become_graphs_and_take_turns(session: TrtSession) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(3 * GRAPH_AT_RUN):
+        for rows in (1, 8, 3, 2):
+            x = rng.normal(size=(rows, 4)).astype(np.float32)
+            for name, expected in affine(x).items():
+                np.testing.assert_allclose(
+                    session.run({"x": x})[name], expected, rtol=1e-6, atol=1e-6
+                )
+    assert session.graphs == 4
+
+
+def test_more_shapes_than_are_remembered_still_run(library: TensorRT, tmp_path: Path) -> None:
+    wide = Profile(ranges={"x": ShapeRange(min=(1, 4), opt=(4, 4), max=(64, 4))})
+    onnx = save(affine_model(), tmp_path / "affine.onnx")
+    request = EngineRequest(onnx=onnx, precision="fp32", profiles=(wide,), tactic_sources=SOURCES)
+    session = TrtSession.open(
+        engine_from_onnx(request, library).plan,
+        library=library, inputs=AFFINE_INPUTS, outputs=AFFINE_OUTPUTS, profile=wide,
+    )  # fmt: skip
+    for rows in (*range(1, 3 * MAX_SHAPES), *range(1, 9)):
+        for _ in range(GRAPH_AT_RUN + 1):
+            x = np.full((rows, 4), rows, np.float32)
+            np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x + 1)
+    assert session.graphs <= MAX_SHAPES
+    session.close()
+
+
+def test_two_sessions_share_a_thread_and_close_in_any_order(library: TensorRT, plan: bytes) -> None:
+    first, second = opened(library, plan), opened(library, plan)
+    x = np.ones((2, 4), np.float32)
+    first.run({"x": x})
+    first.close()
+    np.testing.assert_array_equal(second.run({"x": x})["y"], affine(x)["y"])
+    second.close()
+
+
+def test_an_integer_that_the_engine_cannot_hold_is_refused(
+    library: TensorRT, tmp_path: Path
+) -> None:
+    onnx = save(gather_model(), tmp_path / "gather.onnx")
+    index = TensorSpec(name="i", datatype="INT64", shape=(1,))
+    shape = ShapeRange(min=(1,), opt=(1,), max=(1,))
+    profile = Profile(ranges={"i": shape})
+    request = EngineRequest(
+        onnx=onnx, precision="fp32", profiles=(profile,), tactic_sources=SOURCES
+    )
+    session = TrtSession.open(
+        engine_from_onnx(request, library).plan,
+        library=library,
+        inputs=(index,),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(1,)),),
+        profile=profile,
+    )
+    assert session.run({"i": np.array([2])})["y"].tolist() == [2.0]
+    if library.major_minor < (10, 0):  # TensorRT 8 has no INT64
+        with pytest.raises(InputError, match="values must lie in"):
+            session.run({"i": np.array([1 << 40])})
+    session.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an engine", bytes(4096)])
+def test_bytes_that_are_no_engine_are_refused(library: TensorRT, content: bytes) -> None:
+    with pytest.raises(ModelError, match="refuses the engine"):
+        opened(library, content)
+
+
+def test_an_engine_of_another_model_is_refused(library: TensorRT, plan: bytes) -> None:
+    other = (TensorSpec(name="z", datatype="FP32", shape=("batch", 4)),)
+    with pytest.raises(ModelError, match=r"inputs \['x'\], the manifest says \['z'\]"):
+        TrtSession.open(
+            plan, library=library, inputs=other, outputs=AFFINE_OUTPUTS, profile=AFFINE_PROFILE
+        )
+
+
+def test_opening_and_closing_many_times_leaves_device_memory_as_it_was(
+    library: TensorRT, plan: bytes
+) -> None:
+    import pycuda.driver as cuda
+
+    x = {"x": np.ones((2, 4), np.float32)}
+    free = []
+    for number in range(220):
+        session = opened(library, plan)
+        for _ in range(GRAPH_AT_RUN + 1):
+            session.run(x)
+        session.close()
+        if number >= 20:
+            with session.device_context:
+                free.append(cuda.mem_get_info()[0])
+    assert free[-1] >= free[0]
