@@ -6,6 +6,7 @@ asked what it has.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from edge.errors import InferenceError, ModelError
 from edge.spec import AnyArray, TensorSpec
+from edge.staging import Staged, staging_threads
 from edge.tensorrt_library import TensorRT
 
 Shape = tuple[int, ...]
@@ -28,10 +30,13 @@ class Binding:
     dtype: np.dtype[Any]
     host: AnyArray
     device: Any
+    cuda: Any
+    threads: ThreadPoolExecutor
 
-    def view(self, shape: Shape) -> AnyArray:
-        """Return the start of the host memory as an array of this shape."""
-        return self.host[: prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
+    def staged(self, shape: Shape) -> Staged:
+        """Return the start of both memories as an array of this shape."""
+        host = self.host[: prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
+        return Staged(host=host, device=self.device, cuda=self.cuda, threads=self.threads)
 
 
 @dataclass(slots=True)
@@ -51,6 +56,7 @@ class Engine:
         self._engine = engine
         self._cuda = cuda
         self._scratch: Any = None
+        self._threads = staging_threads()
         self._ranges: list[list[tuple[Shape, Shape, Shape]]] = []
         self.inputs: tuple[Binding, ...] = ()
         self.outputs: tuple[Binding, ...] = ()
@@ -94,6 +100,7 @@ class Engine:
 
     def close(self) -> None:
         """Free contexts, memory and engine, in this order."""
+        self._threads.shutdown()
         self.contexts.clear()
         for binding in (*self.inputs, *self.outputs):
             binding.device.free()
@@ -214,6 +221,8 @@ class Engine:
             dtype=dtype,
             host=self._cuda.pagelocked_empty(size, np.uint8),
             device=self._cuda.mem_alloc(size),
+            cuda=self._cuda,
+            threads=self._threads,
         )
 
     def _scratch_bytes(self) -> int:

@@ -18,6 +18,7 @@ from edge.cuda_graph import CudaGraph
 from edge.cuda_library import PrimaryContext, load_cuda
 from edge.errors import EdgeError, InferenceError, InputError
 from edge.spec import AnyArray, Feeds, Profile, TensorSpec, check_feeds
+from edge.staging import Staged
 from edge.tensorrt_library import TensorRT
 from edge.trt_engine import Context, Engine, Shapes
 
@@ -30,15 +31,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Plan:
-    """Everything that one exact set of input shapes needs, worked out once."""
+    """Everything that one exact set of input shapes needs, worked out once.
+
+    feeds, answers: pinned memory in the shapes of this plan, with the device memory behind it.
+    """
 
     shapes: Shapes
     profile: int
     context: Context
-    feeds: list[AnyArray]
-    answers: list[AnyArray]
-    copies_in: list[tuple[Any, AnyArray]]
-    copies_out: list[tuple[AnyArray, Any]]
+    feeds: list[Staged]
+    answers: list[Staged]
     runs: int = 0
     graph: CudaGraph | None = field(default=None)
 
@@ -106,9 +108,10 @@ class TrtSession:
         check_feeds(feeds, self.inputs, self._profile)
         with self.device_context:
             plan = self._plan(tuple(feeds[spec.name].shape for spec in self.inputs))
-            for spec, staged in zip(self.inputs, plan.feeds, strict=True):
-                _stage(staged, feeds[spec.name], spec)
             try:
+                for spec, staged in zip(self.inputs, plan.feeds, strict=True):
+                    _check_range(spec, feeds[spec.name], staged)
+                    staged.fill(feeds[spec.name], self._stream)
                 if plan.graph is not None:
                     plan.graph.launch()
                 else:
@@ -117,8 +120,8 @@ class TrtSession:
             except self._cuda.Error as error:
                 raise InferenceError(f"CUDA failed to run the engine: {error}") from error
         return {
-            spec.name: answer.astype(spec.dtype)
-            for spec, answer in zip(self.outputs, plan.answers, strict=True)
+            spec.name: staged.copied_as(spec.dtype)
+            for spec, staged in zip(self.outputs, plan.answers, strict=True)
         }
 
     @property
@@ -162,30 +165,26 @@ class TrtSession:
                 f"no profile of the engine takes the shapes {[list(shape) for shape in shapes]}; "
                 "build it with a wider profile"
             )
-        context = engine.contexts[profile]
-        feeds = [b.view(shape) for b, shape in zip(engine.inputs, shapes, strict=True)]
         sizes = engine.output_shapes(profile, shapes)
-        answers = [b.view(shape) for b, shape in zip(engine.outputs, sizes, strict=True)]
         return _Plan(
             shapes=shapes,
             profile=profile,
-            context=context,
-            feeds=feeds,
-            answers=answers,
-            copies_in=[(b.device, view) for b, view in zip(engine.inputs, feeds, strict=True)],
-            copies_out=[(view, b.device) for b, view in zip(engine.outputs, answers, strict=True)],
+            context=engine.contexts[profile],
+            feeds=[b.staged(shape) for b, shape in zip(engine.inputs, shapes, strict=True)],
+            answers=[b.staged(shape) for b, shape in zip(engine.outputs, sizes, strict=True)],
         )
 
     def _enqueue(self, plan: _Plan) -> None:
         engine = self._engine
         assert engine is not None  # noqa: S101
         engine.set_shapes(plan.context, plan.shapes)
-        for device, host in plan.copies_in:
-            self._cuda.memcpy_htod_async(device, host, self._stream)
+        for staged in plan.feeds:
+            if not staged.is_large:  # a large one is on its way since it was filled
+                self._cuda.memcpy_htod_async(staged.device, staged.host, self._stream)
         if not plan.context.handle.execute_async_v3(self._stream.handle):
             raise InferenceError(f"TensorRT failed to run: {engine.library.last_error()}")
-        for host, device in plan.copies_out:
-            self._cuda.memcpy_dtoh_async(host, device, self._stream)
+        for staged in plan.answers:
+            self._cuda.memcpy_dtoh_async(staged.host, staged.device, self._stream)
 
     def _capture(self, plan: _Plan) -> None:
         """Make a graph of a frequent shape, or stop trying.
@@ -211,13 +210,13 @@ def _drop(plan: _Plan) -> None:
         plan.graph.close()
 
 
-def _stage(staged: AnyArray, feed: AnyArray, spec: TensorSpec) -> None:
-    """Copy one feed into pinned memory; TensorRT 8 computes INT64 inputs as INT32."""
-    if staged.dtype != feed.dtype and feed.dtype.kind == "i" and feed.size:
-        limits = np.iinfo(staged.dtype)
-        if feed.min() < limits.min or feed.max() > limits.max:
-            raise InputError(
-                f"input {spec.name!r}: this engine computes {spec.datatype} as {staged.dtype}; "
-                f"values must lie in {limits.min}..{limits.max}"
-            )
-    np.copyto(staged, feed, casting="same_kind")
+def _check_range(spec: TensorSpec, feed: AnyArray, staged: Staged) -> None:
+    """Refuse integers that the engine cannot hold: TensorRT 8 computes INT64 as INT32."""
+    if staged.host.dtype == feed.dtype or feed.dtype.kind != "i" or not feed.size:
+        return
+    limits = np.iinfo(staged.host.dtype)
+    if feed.min() < limits.min or feed.max() > limits.max:
+        raise InputError(
+            f"input {spec.name!r}: this engine computes {spec.datatype} as {staged.host.dtype}; "
+            f"values must lie in {limits.min}..{limits.max}"
+        )

@@ -39,7 +39,7 @@ EDGE_LAYERS = (
     {"devices", "errors", "latency", "notify", "probes", "tensorrt_versions"},
     {"config", "console", "cuda_graph", "cuda_query", "files", "onnxruntime_library", "spec"},
     {"cuda_library", "manifest", "oip_json", "session", "target", "tensorrt_library", "trust"},
-    {"bundle", "choice", "engine_builder", "metrics", "oip", "ort_session", "self_test"},
+    {"bundle", "choice", "engine_builder", "metrics", "oip", "ort_session", "self_test", "staging"},
     {"trt_engine", "unit", "worker", "wsgi"},
     {"trt_session"},
     {"serving"},

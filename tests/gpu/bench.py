@@ -1,0 +1,126 @@
+"""Our session against polygraphy's TrtRunner on the same engines; one line a batch size.
+
+python -m tests.gpu.bench FOLDER MODEL.PRECISION...
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edge.self_test import relative_error
+from edge.tensorrt_library import load_tensorrt
+from edge.trt_session import TrtSession
+from tests.gpu.shapes import MODELS
+
+WARM_UP, RUNS = 20, 200
+BATCHES = (1, 8, 32)
+
+
+def main(folder: Path, names: list[str]) -> None:
+    library = load_tensorrt("trt")
+    print(f"TensorRT {library.version}, p50 / p95 in ms of {RUNS} after {WARM_UP} of warm-up")
+    for item in names:
+        name = item.split(".")[0]
+        interface, arrays = MODELS[name], np.load(folder / f"{name}.npz")
+        plan = (folder / f"{item}.engine").read_bytes()
+        output = interface.outputs[0].name
+        begun = time.perf_counter()
+        session = TrtSession.open(
+            plan, library=library, inputs=interface.inputs, outputs=interface.outputs,
+            profile=interface.profile,
+        )  # fmt: skip
+        print(f"{item}: opened in {1e3 * (time.perf_counter() - begun):.0f} ms")
+        for batch in BATCHES:
+            feeds = {
+                spec.name: np.ascontiguousarray(arrays[spec.name][:batch])
+                for spec in interface.inputs
+            }
+            error = relative_error(session.run(feeds)[output], arrays[output][:batch])
+            ours, theirs = _alternating(
+                lambda session=session, feeds=feeds: session.run(feeds),
+                _polygraphy(plan, feeds, batch),
+            )
+            compute, copies = _device_ms(session, feeds)
+            staging = _staging_ms(session, feeds)
+            print(
+                f"  batch {batch:>2}: error {error:.1e} | ours {ours} | polygraphy {theirs} | "
+                f"compute {compute:.3f}, copies {copies:.3f}, host staging {staging:.3f}",
+                flush=True,
+            )
+        session.close()
+
+
+def _polygraphy(plan: bytes, feeds: dict[str, np.ndarray], batch: int) -> Callable[[], object]:
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.ERROR
+    runner = TrtRunner(EngineFromBytes(plan), optimization_profile=0 if batch == 1 else 1)
+    runner.activate()
+    narrow = {
+        name: array.astype(np.int32) if array.dtype == np.int64 else array
+        for name, array in feeds.items()
+    }
+    return lambda: runner.infer(narrow, check_inputs=False)
+
+
+def _alternating(*calls: Callable[[], object]) -> list[str]:
+    """Return "p50 / p95" of each; they take turns, so that a disturbance hits all alike."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(WARM_UP + RUNS):
+        for call, seen in zip(calls, times, strict=True):
+            begun = time.perf_counter()
+            call()
+            seen.append(1e3 * (time.perf_counter() - begun))
+    return [
+        f"{np.percentile(seen[WARM_UP:], 50):.3f} / {np.percentile(seen[WARM_UP:], 95):.3f}"
+        for seen in times
+    ]
+
+
+def _device_ms(session: TrtSession, feeds: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Return the medians of compute and of both copies, by CUDA events."""
+    import pycuda.driver as cuda
+
+    plan = session._plan(tuple(feeds[spec.name].shape for spec in session.inputs))
+    stream, compute, copies = session._stream, [], []
+    with session.device_context:
+        marks = [cuda.Event() for _ in range(4)]
+        for _ in range(RUNS):
+            marks[0].record(stream)
+            for staged in plan.feeds:
+                cuda.memcpy_htod_async(staged.device, staged.host, stream)
+            marks[1].record(stream)
+            plan.context.handle.execute_async_v3(stream.handle)
+            marks[2].record(stream)
+            for staged in plan.answers:
+                cuda.memcpy_dtoh_async(staged.host, staged.device, stream)
+            marks[3].record(stream)
+            marks[3].synchronize()
+            compute.append(marks[1].time_till(marks[2]))
+            copies.append(marks[0].time_till(marks[1]) + marks[2].time_till(marks[3]))
+    return float(np.median(compute)), float(np.median(copies))
+
+
+def _staging_ms(session: TrtSession, feeds: dict[str, np.ndarray]) -> float:
+    """Return the median time of the copies between the caller's arrays and pinned memory."""
+    plan = session._plan(tuple(feeds[spec.name].shape for spec in session.inputs))
+    times = []
+    for _ in range(RUNS):
+        begun = time.perf_counter()
+        with session.device_context:
+            for spec, staged in zip(session.inputs, plan.feeds, strict=True):
+                staged.fill(feeds[spec.name], session._stream)
+            for spec, staged in zip(session.outputs, plan.answers, strict=True):
+                staged.copied_as(spec.dtype)
+        times.append(1e3 * (time.perf_counter() - begun))
+    return float(np.median(times))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
