@@ -11,7 +11,7 @@ VOCABULARY = 30_522
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut; He et al. 2016, arXiv 1512.03385, with the stride on the 3x3."""
+    """1x1, 3x3, 1x1 and a shortcut; He et al. 2016, arXiv 1512.03385, but strided on the 3x3."""
 
     def __init__(self, channels: int, middle: int, stride: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
 
 
 def resnet50() -> ResNet50:
-    """Return a net whose normalisation has seen random images, so that activations stay in range."""
+    """Return a net whose normalisation has seen random images: activations stay in range."""
     torch.manual_seed(0)
     net = ResNet50()
     with torch.no_grad():
