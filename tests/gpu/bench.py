@@ -5,10 +5,12 @@ python -m tests.gpu.bench FOLDER MODEL.PRECISION...
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,10 +43,11 @@ def main(folder: Path, names: list[str]) -> None:
                 for spec in interface.inputs
             }
             error = relative_error(session.run(feeds)[output], arrays[output][:batch])
-            ours, theirs = _alternating(
-                lambda session=session, feeds=feeds: session.run(feeds),
-                _polygraphy(plan, feeds, batch),
-            )
+            with _polygraphy(plan, batch) as runner:
+                ours, theirs = _alternating(
+                    functools.partial(session.run, feeds),
+                    functools.partial(runner.infer, _narrow(feeds), check_inputs=False),
+                )
             compute, copies = _device_ms(session, feeds)
             staging = _staging_ms(session, feeds)
             print(
@@ -55,18 +58,20 @@ def main(folder: Path, names: list[str]) -> None:
         session.close()
 
 
-def _polygraphy(plan: bytes, feeds: dict[str, np.ndarray], batch: int) -> Callable[[], object]:
+def _polygraphy(plan: bytes, batch: int) -> Any:
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ERROR
-    runner = TrtRunner(EngineFromBytes(plan), optimization_profile=0 if batch == 1 else 1)
-    runner.activate()
-    narrow = {
+    return TrtRunner(EngineFromBytes(plan), optimization_profile=0 if batch == 1 else 1)
+
+
+def _narrow(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return int64 as int32, which TensorRT 8 computes with."""
+    return {
         name: array.astype(np.int32) if array.dtype == np.int64 else array
         for name, array in feeds.items()
     }
-    return lambda: runner.infer(narrow, check_inputs=False)
 
 
 def _alternating(*calls: Callable[[], object]) -> list[str]:
