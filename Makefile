@@ -77,7 +77,7 @@ $(VENV)/.stamp: setup.py constraints.txt
 $(VENV310)/.stamp: setup.py constraints.txt
 	@echo "installing into $(VENV310)" >&2
 	$(call make_venv,$(PYTHON310),$(VENV310))
-	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort]' \
+	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort,rtx-build]' \
 		httpx hypothesis onnx pytest 'tritonclient[http]'
 	@touch $@
 
