@@ -94,7 +94,11 @@ def _metrics() -> Iterator[str]:
     state = State(
         bundle="b",
         signed=True,
-        models=(ModelState(model="m", version="1", variant="v", backend="ort", queue_depth=0),),
+        models=(
+            ModelState(
+                model="m", version="1", variant="v", backend="ort", on_gpu=False, queue_depth=0
+            ),
+        ),
         sample=Sample(
             rss_bytes=1,
             memory_available_bytes=1,

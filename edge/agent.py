@@ -7,7 +7,6 @@ self-tests the models, so that the agent is live while it is not ready; each mod
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import signal
@@ -17,31 +16,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
-from edge import __version__
 from edge.api import create_app
 from edge.bundle import Bundle, open_bundle
-from edge.choice import Choice, Refusal, choose
 from edge.config import AgentConfig
 from edge.errors import EdgeError, InferenceError
-from edge.files import read_capped
-from edge.latency import LatencyWindow
-from edge.manifest import Backend, Model
+from edge.loading import Loader
 from edge.notify import Notifier
-from edge.ort_session import OrtSession
+from edge.preparing import Prepare
 from edge.probes import ProbeChain, PsutilProbe
-from edge.self_test import SelfTest, run_self_test
-from edge.serving import ServedModel, Serving
-from edge.session import Session
+from edge.serving import Serving
 from edge.trust import trusted_keys_in
-from edge.worker import Worker
 from edge.wsgi import TURN_S, HttpServer
 
 SAMPLE_INTERVAL_S = 2.0
 # A request holds a thread until it is answered; health, metrics and refusals need one as well.
 SPARE_HTTP_THREADS = 4
 _STOP_S = 1.0
-
-OpenSession = Callable[[Bundle, Model, Choice, AgentConfig], Session]
+# While an engine is built, systemd is asked for this much time, this often.
+_EXTENSION_S = 120.0
+_EXTEND_EVERY_S = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +49,23 @@ class Agent:
         serving: Serving,
         server: HttpServer,
         notifier: Notifier,
-        open_session: OpenSession,
+        loader: Loader,
         clock: Callable[[], float],
     ) -> None:
         self.serving = serving
         self._config = config
         self._server = server
         self._notifier = notifier
-        self._open_session = open_session
         self._clock = clock
         self._stop = threading.Event()
         self._loaded = threading.Event()
-        self._has_loaded = threading.Event()
         self._failure: EdgeError | None = None
-        self._loader = threading.Thread(target=self._load_all, name="loader", daemon=True)
+        self._loader = loader
+        self._loading = threading.Thread(target=self._load_all, name="loader", daemon=True)
         self._probe = ProbeChain([PsutilProbe()], clock=clock)
         self._next_sample = clock()
         self._next_ping = clock()
+        self._next_extension = clock()
 
     @classmethod
     def open(
@@ -80,17 +73,25 @@ class Agent:
         config: AgentConfig,
         *,
         notifier: Notifier,
-        open_session: OpenSession | None = None,
+        prepare: Prepare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Agent:
         """Verify the bundle and listen; no model is opened yet.
 
+        prepare: see `Loader`.
         Raises TrustError or BundleError naming the file, ConfigError if the port cannot be had.
         """
         keys = trusted_keys_in(config.trusted_keys)
-        bundle = open_bundle(config.bundle, keys, allow_unsigned=config.allow_unsigned)
+        bundle = open_bundle(
+            config.bundle, keys, allow_unsigned=config.allow_unsigned, defer_engines=True
+        )
         _log_bundle(bundle, config)
-        serving = Serving(bundle, started=clock(), allow_unsigned=config.allow_unsigned)
+        serving = Serving(
+            bundle,
+            started=clock(),
+            allow_unsigned=config.allow_unsigned,
+            ready_on_cpu=config.ready_on_cpu,
+        )
         max_requests = config.queue_size + 1  # one runs
         app = create_app(
             serving,
@@ -114,7 +115,7 @@ class Agent:
             serving=serving,
             server=server,
             notifier=notifier,
-            open_session=open_session or open_backend_session,
+            loader=Loader(serving, config, prepare=prepare, clock=clock),
             clock=clock,
         )
 
@@ -126,12 +127,13 @@ class Agent:
     def request_stop(self) -> None:
         """Make `run` finish what has begun and return; for signal handlers and other threads."""
         self._stop.set()
+        self._loader.stop()
         self._server.wake()
 
     def run(self) -> None:
         """Serve until `request_stop`; raises the EdgeError that kept a model from opening."""
         try:
-            self._loader.start()
+            self._loading.start()
             while not self._stop.is_set():
                 self._tick()
                 self._server.turn(self._turn_s())
@@ -149,6 +151,10 @@ class Agent:
         if now >= self._next_sample:
             self.serving.sample = self._probe.read()
             self._next_sample = now + SAMPLE_INTERVAL_S
+        if self._loader.is_building and now >= self._next_extension:
+            self._notifier.extend_start(_EXTENSION_S)
+            self._notifier.status(self.serving.activity)
+            self._next_extension = now + _EXTEND_EVERY_S
         interval_s = self._notifier.watchdog_interval_s
         if interval_s is not None and now >= self._next_ping:
             # A hung backend call must reach systemd: no ping while one lasts too long.
@@ -167,7 +173,11 @@ class Agent:
             raise InferenceError("the loader thread died; its traceback is in the log above")
         self.serving.phase = "serving"
         self._notifier.ready()
-        self._notifier.status(f"serving {', '.join(self.serving.served)} on {self.url}")
+        degraded = [served.degradation for served in self.serving.served.values()]
+        for problem in filter(None, degraded):
+            logger.warning("degraded: %s", problem)
+        note = ", on the CPU instead of a GPU" if any(degraded) else ""
+        self._notifier.status(f"serving {', '.join(self.serving.served)} on {self.url}{note}")
         logger.info("ready models=%s url=%s", ",".join(self.serving.served), self.url)
 
     def _shut_down(self) -> None:
@@ -177,7 +187,7 @@ class Agent:
         deadline = self._clock() + self._config.shutdown_timeout_s
         if not self._server.drain(self._config.shutdown_timeout_s):
             logger.warning("stopped with unanswered requests; raise shutdown_timeout_s")
-        self._loader.join(max(0.0, deadline - self._clock()))
+        self._loading.join(max(0.0, deadline - self._clock()))
         for name, served in self.serving.served.items():
             if not served.worker.stop(max(0.0, deadline - self._clock())):
                 logger.warning("worker still busy at exit name=%s", name)
@@ -185,75 +195,12 @@ class Agent:
 
     def _load_all(self) -> None:
         try:
-            for model in self.serving.bundle.manifest.models:
-                served = self._load(model)
-                self.serving.served = {**self.serving.served, model.name: served}
+            self._loader.load_all()
         except EdgeError as error:
             self._failure = error
         finally:
             self._loaded.set()
             self._server.wake()
-
-    def _load(self, model: Model) -> ServedModel:
-        """Open variants in order of choice until one passes the self-test."""
-        failed: tuple[Refusal, ...] = ()
-        while True:
-            choice = choose(
-                model, available=backend_problem, forced=self._config.variant, failed=failed
-            )
-            variant = choice.variant
-            logger.info("opening model=%s variant=%s why=%s", model.name, variant.id, choice.why)
-            worker = self._worker(model, choice)
-            code = "open-failed"
-            try:
-                worker.start()
-                code = "self-test-failed"
-                self_test = self._self_test(worker, model, choice)
-            except EdgeError as error:
-                worker.stop(self._config.stall_timeout_s)
-                failed += (Refusal(variant=variant.id, code=code, reason=str(error)),)
-                logger.warning(
-                    "refused model=%s variant=%s code=%s: %s", model.name, variant.id, code, error
-                )
-                continue
-            return ServedModel(
-                model=model,
-                choice=choice,
-                self_test=self_test,
-                worker=worker,
-                metrics=self.serving.metrics.for_model(model.name),
-                latency=LatencyWindow(),
-            )
-
-    def _worker(self, model: Model, choice: Choice) -> Worker:
-        return Worker(
-            model.name,
-            lambda: self._open_session(self.serving.bundle, model, choice, self._config),
-            queue_size=self._config.queue_size,
-            stall_timeout_s=self._config.stall_timeout_s,
-            clock=self._clock,
-        )
-
-    def _self_test(self, worker: Worker, model: Model, choice: Choice) -> SelfTest:
-        bundle = self.serving.bundle
-
-        def read(path: str) -> bytes:
-            return read_capped(bundle.path(path), max_bytes=bundle.manifest.artifact(path).size)
-
-        result = run_self_test(
-            model,
-            choice.variant.precision,
-            infer=lambda feeds: worker.infer(feeds, deadline=None).outputs,
-            read=read,
-        )
-        logger.info(
-            "self-test passed model=%s variant=%s relative_error=%.2e tolerance=%.2e",
-            model.name,
-            choice.variant.id,
-            result.relative_error,
-            result.tolerance,
-        )
-        return result
 
 
 def serve(config: AgentConfig, *, environ: Mapping[str, str] = os.environ) -> int:
@@ -266,31 +213,6 @@ def serve(config: AgentConfig, *, environ: Mapping[str, str] = os.environ) -> in
     with _on_stop_signal(agent.request_stop):
         agent.run()
     return 0
-
-
-def backend_problem(backend: Backend) -> str | None:
-    """Return why a backend cannot be used here, or None if it can."""
-    if backend != "ort":
-        return (
-            f"edge-kit {__version__} does not open {backend} variants; install a version that "
-            "does, or serve an ort variant"
-        )
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed; pip install 'edge-kit[ort]'"
-    return None
-
-
-def open_backend_session(
-    bundle: Bundle, model: Model, choice: Choice, config: AgentConfig
-) -> Session:
-    """Open the chosen variant; runs in the thread that will own the session."""
-    return OrtSession.open(
-        bundle.path(choice.variant.files[0]),
-        inputs=model.inputs,
-        outputs=model.outputs,
-        profile=model.profile,
-        intra_op_threads=config.intra_op_threads,
-    )
 
 
 def _log_bundle(bundle: Bundle, config: AgentConfig) -> None:

@@ -78,7 +78,7 @@ def create_app(
     def health_ready() -> Response:
         if serving.is_ready:
             return _json({"ready": True})
-        return _error(503, f"not ready: the agent is {_condition(serving)}", ready=False)
+        return _error(503, f"not ready: {serving.condition}", ready=False)
 
     def server_metadata() -> Response:
         return _json(
@@ -103,8 +103,7 @@ def create_app(
         model = serving.model(name, version)
         if serving.is_model_ready(model.name):
             return _json({"name": model.name, "ready": True})
-        condition = _condition(serving)
-        return _error(503, f"model {name!r} is not ready: the agent is {condition}", ready=False)
+        return _error(503, f"model {name!r} is not ready: {serving.condition}", ready=False)
 
     def infer(name: str, version: str | None = None) -> Response:
         started = clock()
@@ -221,10 +220,6 @@ def _body() -> bytes:
             f"Content-Encoding {encoding!r} is not supported; send the body uncompressed"
         )
     return request.get_data(cache=False)
-
-
-def _condition(serving: Serving) -> str:
-    return "failing" if serving.phase == "serving" else serving.phase
 
 
 def _metadata(spec: TensorSpec) -> dict[str, Any]:

@@ -52,12 +52,17 @@ def blob_path(root: Path, sha256: str) -> Path:
 
 
 def open_bundle(
-    root: Path, keys: tuple[TrustedKey, ...], *, allow_unsigned: bool = False
+    root: Path,
+    keys: tuple[TrustedKey, ...],
+    *,
+    allow_unsigned: bool = False,
+    defer_engines: bool = False,
 ) -> Bundle:
     """Verify everything and return the bundle.
 
-    With allow_unsigned, a missing signature or an unknown signer is accepted; a signature of a
-    known key that does not match never is.
+    With defer_engines, the bytes of engines are not read: most are for other devices, and who
+    opens one verifies it then (see `sealed`). With allow_unsigned, a missing signature or an
+    unknown signer is accepted; a signature of a known key that does not match never is.
     Raises TrustError or BundleError, or StorageError if root is out of reach; the message names
     the file.
     """
@@ -68,9 +73,19 @@ def open_bundle(
     content = _read(root / MANIFEST_NAME, MAX_MANIFEST_BYTES)
     signer = _signer(root, content, keys, allow_unsigned=allow_unsigned)
     manifest = manifest_from_bytes(content)
-    for problem in blob_problems(root, manifest.artifacts):
+    deferred = engine_paths(manifest) if defer_engines else frozenset()
+    checked = tuple(a for a in manifest.artifacts if a.path not in deferred)
+    for problem in blob_problems(root, checked):
         raise BundleError(problem)
     return Bundle(root=root, manifest=manifest, signed_by=signer)
+
+
+def engine_paths(manifest: Manifest) -> frozenset[str]:
+    """Return the artifacts that are engines and nothing else."""
+    variants = [variant for model in manifest.models for variant in model.variants]
+    engines = {v.files[0] for v in variants if v.engine is not None}
+    others = {path for v in variants if v.engine is None for path in v.files}
+    return frozenset(engines - others)
 
 
 def blob_problems(root: Path, artifacts: tuple[Artifact, ...]) -> Iterator[str]:

@@ -82,6 +82,30 @@ class AgentConfig:
         default=30.0,
         metadata=_about("Seconds after which one inference counts as hung.", low=1, high=3600),
     )
+    cache: Path = field(
+        default=Path("/var/lib/edge-agent/engines"),
+        metadata=_about("Directory for engines that are built on this device."),
+    )
+    cache_bytes: int = field(
+        default=8 << 30,
+        metadata=_about("Largest size of that directory.", low=0, high=1 << 50),
+    )
+    build_on_device: bool = field(
+        default=True,
+        metadata=_about("Build an engine when the bundle has none that fits this device."),
+    )
+    build_timeout_s: float = field(
+        default=3600.0,
+        metadata=_about("Seconds that a build may take.", low=1, high=86400),
+    )
+    open_timeout_s: float = field(
+        default=120.0,
+        metadata=_about("Seconds that the first opening of an engine may take.", low=1, high=3600),
+    )
+    ready_on_cpu: bool = field(
+        default=False,
+        metadata=_about("Be ready although a model that was packed for a GPU runs on the CPU."),
+    )
     variant: str | None = field(
         default=None,
         metadata=_about("Serve this variant instead of choosing one."),

@@ -78,3 +78,26 @@ def query_cuda(index: int = 0) -> CudaDevice | None:
         memory_bytes=memory.value,
         cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
     )
+
+
+def free_memory_bytes(index: int = 0) -> int | None:
+    """Return how much memory of one device is free, or None if no driver tells.
+
+    Makes the device's primary context for the moment, which takes about a second.
+    """
+    if cuda_problem() is not None:
+        return None
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    if driver.cuDeviceGet(ctypes.byref(device), index) != 0:
+        return None
+    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) != 0:
+        return None
+    try:
+        driver.cuCtxPushCurrent_v2(context)
+        status = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+    return free.value if status == 0 else None

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.errors import ModelError
+from edge.errors import BuildError
 from edge.manifest import Precision
-from edge.spec import Profile
+from edge.spec import Profile, ShapeRange
 from edge.tensorrt_library import TensorRT
 
 STRONG_TYPING_SINCE = (10, 12)
@@ -49,10 +49,11 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """A serialized engine, the timing cache to keep, and the seconds it took."""
+    """A serialized engine, the timing cache to keep, its plugin layers, the seconds it took."""
 
     plan: bytes
     timing_cache: bytes
+    plugins: tuple[str, ...]
     seconds: float
 
 
@@ -65,7 +66,7 @@ def engine_from_onnx(
 ) -> BuiltEngine:
     """Return the engine; progress returns False to cancel, where TensorRT can (10 and later).
 
-    Raises ModelError if the parser or the builder refuses, naming what TensorRT said.
+    Raises BuildError if the parser or the builder refuses, naming what TensorRT said.
     """
     trt = library.module
     begun = clock()
@@ -74,7 +75,7 @@ def engine_from_onnx(
     parser = trt.OnnxParser(network, library.logger)
     if not parser.parse_from_file(str(request.onnx)):
         problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise ModelError(f"TensorRT {library.version} cannot read {request.onnx}: {problems}")
+        raise BuildError(f"TensorRT {library.version} cannot read {request.onnx}: {problems}")
     config = builder.create_builder_config()
     _set_precision(config, library, request)
     _set_limits(config, trt, request)
@@ -89,16 +90,36 @@ def engine_from_onnx(
     library.messages.clear()
     plan = builder.build_serialized_network(network, config)
     if plan is None and monitor is not None and monitor.is_cancelled:
-        raise ModelError(f"the build of {request.onnx} was cancelled; nothing is kept")
+        raise BuildError(f"the build of {request.onnx} was cancelled; nothing is kept")
     if plan is None:
-        raise ModelError(
+        raise BuildError(
             f"TensorRT {library.version} cannot build {request.onnx}: {library.last_error()}"
         )
     return BuiltEngine(
         plan=bytes(plan),
+        plugins=_plugins(trt, network),
         timing_cache=b"" if cache is None else bytes(config.get_timing_cache().serialize()),
         seconds=clock() - begun,
     )
+
+
+def engine_profiles(profile: Profile) -> tuple[Profile, ...]:
+    """Return the optimisation profiles to build: one for batch 1 alone, then the whole one.
+
+    At batch 1 the best kernels are others than those for a range of batches.
+    """
+    ranges = profile.ranges
+    if not ranges or any(not r.max or not r.min[0] <= 1 < r.max[0] for r in ranges.values()):
+        return (profile,)
+
+    def one(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (1, *shape[1:])
+
+    single = {
+        name: ShapeRange(min=one(r.min), opt=one(r.opt), max=one(r.max))
+        for name, r in ranges.items()
+    }
+    return (Profile(ranges=single), profile)
 
 
 def is_typed(library: TensorRT) -> bool:
@@ -152,11 +173,19 @@ def _profile(builder: Any, network: Any, profile: Profile) -> Any:
         if bounds is not None:
             shapes.set_shape(tensor.name, bounds.min, bounds.opt, bounds.max)
         elif any(dim < 0 for dim in tensor.shape):
-            raise ModelError(
+            raise BuildError(
                 f"input {tensor.name!r} has the shape {list(tensor.shape)} and no profile; "
                 "export it with --shape"
             )
     return shapes
+
+
+def _plugins(trt: Any, network: Any) -> tuple[str, ...]:
+    """Return the types of layers that are not TensorRT's own."""
+    kinds = {getattr(trt.LayerType, name, None) for name in ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")}
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    found = (layer for layer in layers if layer.type in kinds - {None})
+    return tuple(sorted({str(layer.plugin.plugin_type) for layer in found}))
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

@@ -70,6 +70,12 @@ class ModelError(EdgeError):
     code = "model"
 
 
+class BuildError(ModelError):
+    """TensorRT cannot read or build a model, or the build was cancelled."""
+
+    code = "build"
+
+
 class SelfTestError(EdgeError):
     """An opened model does not reproduce the golden outputs of its bundle."""
 

@@ -7,7 +7,7 @@ any other spelling, so duplicate keys, unknown fields and trailing bytes cannot 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import msgspec
@@ -50,10 +50,41 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """One runnable form of a model: an ONNX graph or an engine, with the backend that opens it.
+class EngineFacts:
+    """What an engine was built for and with; a device that differs must not open it.
 
-    files: every artifact that must be present to open it, the graph or engine itself first.
+    device: key of the table in `devices`, or the name of the GPU. runtime: full version of
+    TensorRT or TensorRT-RTX. sms: compute capabilities it runs on, such as ("8.6", "8.9").
+    portable: whether it runs on every device of these SMs, not on `device` alone. sm_count: of
+    `device`, None if unknown. cuda: what the driver must run at least, None if any will do.
+    memory_bytes: device memory that a session takes, 0 if it was not measured.
+    plugins: layers from outside TensorRT. layers: their number by precision, as the inspector
+    counts them after fusion; empty where TensorRT does not tell.
+    """
+
+    device: str
+    kind: Literal["jetson", "desktop"]
+    arch: str
+    runtime: str
+    sms: tuple[str, ...]
+    portable: bool
+    sm_count: Count | None = None
+    cuda: str | None = None
+    memory_bytes: Count = 0
+    dla_cores: Count = 0
+    plugins: tuple[str, ...] = ()
+    layers: dict[str, Count] = field(default_factory=dict)
+    build_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One form of a model, with the backend that runs it.
+
+    For "ort" the first file is an ONNX graph; for "trt" and "trt-rtx" it is an engine if `engine`
+    is given, else an ONNX graph to build one from on the device.
+    files: every artifact that must be present, that one first. build_for: devices that it was
+    packed to be built on, for people; any device may.
     """
 
     id: str
@@ -61,6 +92,8 @@ class Variant:
     precision: Precision
     files: tuple[str, ...]
     measurements: tuple[Measurement, ...] = ()
+    engine: EngineFacts | None = None
+    build_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +299,9 @@ def _check_variants(model: Model, paths: set[str]) -> None:
     for variant in model.variants:
         _require(variant.id != "", f"model {model.name!r}: a variant has no id")
         _require(len(variant.files) > 0, f"variant {variant.id!r} has no file")
+        if variant.engine is not None:
+            _require(variant.backend != "ort", f"variant {variant.id!r} is no engine for ort")
+            _require(len(variant.engine.sms) > 0, f"engine {variant.id!r} names no SM")
         tolerance = model.golden.tolerance.get(variant.precision)
         _require(tolerance is not None, f"no golden tolerance for {variant.precision}")
     for preference in model.preferences:

@@ -45,7 +45,6 @@ BUCKETS_S = (
     5.0,
     10.0,
 )
-GPU_BACKENDS: frozenset[Backend] = frozenset({"trt", "trt-rtx"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +55,7 @@ class ModelState:
     version: str
     variant: str
     backend: Backend
+    on_gpu: bool
     queue_depth: int
 
 
@@ -167,9 +167,9 @@ class _StateCollector(Collector):
             info.add_metric([*labels, signed], 1)
         yield depth
         yield info
-        uses_gpu = any(model.backend in GPU_BACKENDS for model in state.models)
+        uses_gpu = any(model.on_gpu for model in state.models)
         yield GaugeMetricFamily(
-            "edge_gpu_backend_active", "1 if a model runs on a GPU backend.", value=int(uses_gpu)
+            "edge_gpu_backend_active", "1 if a model runs on a GPU.", value=int(uses_gpu)
         )
         sample = state.sample
         if sample.memory_available_bytes is not None:

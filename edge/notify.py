@@ -49,6 +49,10 @@ class Notifier:
         """Set the one line that `systemctl status` shows."""
         self._send("STATUS=" + " ".join(text.split()))
 
+    def extend_start(self, seconds: float) -> None:
+        """Ask for this much time from now on before the start counts as failed."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
     def _send(self, message: str) -> None:
         if self._address is None:
             return

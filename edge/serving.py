@@ -10,12 +10,13 @@ from typing import Literal
 
 from edge import manifest
 from edge.bundle import Bundle
-from edge.choice import Choice
+from edge.choice import Choice, promises_gpu
 from edge.errors import NotReadyError, UnknownModelError
 from edge.latency import LatencyWindow
 from edge.metrics import Metrics, ModelMetrics, ModelState, State
 from edge.probes import Sample
 from edge.self_test import SelfTest
+from edge.target import Target
 from edge.worker import Answer, Worker
 
 Phase = Literal["starting", "serving", "stopping"]
@@ -32,6 +33,16 @@ class ServedModel:
     metrics: ModelMetrics
     latency: LatencyWindow
 
+    @property
+    def degradation(self) -> str | None:
+        """What was promised and is not kept: a model packed for a GPU runs on the CPU."""
+        if self.choice.on_gpu or not promises_gpu(self.model):
+            return None
+        return (
+            f"model {self.model.name!r} was packed for a GPU and runs on the CPU; /telemetry says "
+            "why, ready_on_cpu accepts it"
+        )
+
     def record_answer(self, answer: Answer, *, total_s: float) -> None:
         """Count one answered request."""
         times = {"queue_s": answer.queue_s, "compute_s": answer.compute_s, "total_s": total_s}
@@ -42,11 +53,21 @@ class ServedModel:
 class Serving:
     """The state that HTTP threads see."""
 
-    def __init__(self, bundle: Bundle, *, started: float, allow_unsigned: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        started: float,
+        allow_unsigned: bool,
+        ready_on_cpu: bool = False,
+    ) -> None:
         self.bundle = bundle
         self.started = started
         self.allow_unsigned = allow_unsigned
+        self.ready_on_cpu = ready_on_cpu
         self.phase: Phase = "starting"
+        self.activity = ""  # what the loader does now, in words
+        self.target: Target | None = None
         self.sample = Sample()
         self.served: dict[str, ServedModel] = {}
         self.metrics = Metrics(self._state)
@@ -54,12 +75,26 @@ class Serving:
     @property
     def is_ready(self) -> bool:
         """Whether every model of the bundle is open, passed its self-test and works."""
-        return self.phase == "serving" and all(m.worker.is_ready for m in self.served.values())
+        return self.phase == "serving" and all(map(self._works, self.served.values()))
 
     def is_model_ready(self, name: str) -> bool:
         """Whether this model can answer; readiness of the others does not matter."""
         served = self.served.get(name)
-        return self.phase == "serving" and served is not None and served.worker.is_ready
+        return self.phase == "serving" and served is not None and self._works(served)
+
+    @property
+    def condition(self) -> str:
+        """Why the agent is not ready, in words; meaningless while it is."""
+        if self.phase != "serving":
+            return f"the agent is {self.phase}" + (f", {self.activity}" if self.activity else "")
+        degraded = [served.degradation for served in self.served.values()]
+        if not all(served.worker.is_ready for served in self.served.values()):
+            return "the agent is failing"
+        return "; ".join(filter(None, degraded)) or "the agent is failing"
+
+    def _works(self, served: ServedModel) -> bool:
+        is_kept = self.ready_on_cpu or served.degradation is None
+        return served.worker.is_ready and is_kept
 
     def model(self, name: str, version: str | None) -> manifest.Model:
         """Return the model with this name, of this version if one is given.
@@ -98,6 +133,7 @@ class Serving:
                     version=served.model.version,
                     variant=served.choice.variant.id,
                     backend=served.choice.variant.backend,
+                    on_gpu=served.choice.on_gpu,
                     queue_depth=served.worker.queue_depth,
                 )
                 for served in self.served.values()

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edge.cuda_query import CudaDevice, query_cuda
+from edge.cuda_query import CudaDevice, cuda_problem, query_cuda
 from edge.devices import Device, device_from_gpu_name, device_from_part_number
-from edge.tensorrt_versions import installed_tensorrt
+from edge.installed import installed_backends
+from edge.manifest import Backend
 
 MAX_TEXT_BYTES = 1 << 20
 _KIB = 1024
@@ -69,8 +70,9 @@ class Target:
     """One machine as far as engines care; None is "this machine cannot tell".
 
     device: key of the table in `devices`, if the machine is in it. memory_bytes: of the GPU; on a
-    Jetson, of the whole machine, which its GPU shares. tensorrt, tensorrt_rtx: full versions.
-    cuda: the highest version the driver runs.
+    Jetson, of the whole machine, which its GPU shares. tensorrt, tensorrt_rtx, onnxruntime: full
+    versions, None if not installed. cuda: the highest version the driver runs, None without a
+    driver that works; cuda_problem says why. plugins: layers registered with TensorRT.
     """
 
     kind: Kind
@@ -86,8 +88,17 @@ class Target:
     jetpack: str | None = None
     driver: str | None = None
     cuda: str | None = None
+    cuda_problem: str | None = None
     tensorrt: str | None = None
     tensorrt_rtx: str | None = None
+    onnxruntime: str | None = None
+    onnxruntime_cuda: bool = False
+    plugins: tuple[str, ...] | None = None
+
+    @property
+    def runtimes(self) -> dict[Backend, str | None]:
+        """The installed version of what opens each backend."""
+        return {"trt": self.tensorrt, "trt-rtx": self.tensorrt_rtx, "ort": self.onnxruntime}
 
 
 def detect_target(
@@ -95,7 +106,8 @@ def detect_target(
     *,
     arch: str | None = None,
     query: Callable[[], CudaDevice | None] = query_cuda,
-    versions: Callable[[], Mapping[str, str]] = installed_tensorrt,
+    problem: Callable[[], str | None] = cuda_problem,
+    versions: Callable[[], Mapping[str, str]] = installed_backends,
 ) -> Target:
     """Return what this machine is.
 
@@ -130,8 +142,11 @@ def detect_target(
         jetpack=_jetpack(l4t),
         driver=_driver(root),
         cuda=None if gpu is None else gpu.cuda,
+        cuda_problem=problem() if gpu is None else None,
         tensorrt=found.get("tensorrt"),
         tensorrt_rtx=found.get("tensorrt_rtx"),
+        onnxruntime=found.get("onnxruntime"),
+        onnxruntime_cuda="onnxruntime_gpu" in found,
     )
 
 

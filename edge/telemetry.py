@@ -12,9 +12,11 @@ from edge import __version__
 from edge.choice import Refusal
 from edge.latency import LatencySummary
 from edge.manifest import Backend, Precision, bytes_from_manifest
+from edge.matching import Means
 from edge.probes import Sample
 from edge.self_test import SelfTest
 from edge.serving import Phase, ServedModel, Serving
+from edge.target import Target
 
 UNSIGNED = "unsigned"
 
@@ -39,14 +41,19 @@ class BundleReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """One model: the variant in service and why, the others and why not, and its requests."""
+    """One model: the variant in service and why, the others and why not, and its requests.
+
+    degradation: what the bundle promised and this device does not keep, in words.
+    """
 
     name: str
     version: str
     variant: str
     backend: Backend
     precision: Precision
+    means: Means
     why: str
+    degradation: str | None
     refused: tuple[Refusal, ...]
     self_test: SelfTest
     ready: bool
@@ -57,13 +64,15 @@ class ModelReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The content of /telemetry."""
+    """The content of /telemetry. activity: what a starting agent does now."""
 
     agent_version: str
     uptime_s: float
     phase: Phase
+    activity: str
     ready: bool
     allow_unsigned: bool
+    target: Target | None
     bundle: BundleReport
     models: tuple[ModelReport, ...]
     machine: Sample
@@ -76,8 +85,10 @@ def report_from_serving(serving: Serving, *, now: float) -> Report:
         agent_version=__version__,
         uptime_s=round(now - serving.started, 3),
         phase=serving.phase,
+        activity=serving.activity,
         ready=serving.is_ready,
         allow_unsigned=serving.allow_unsigned,
+        target=serving.target,
         bundle=BundleReport(
             name=manifest.name,
             version=manifest.version,
@@ -97,7 +108,9 @@ def _model_report(served: ServedModel) -> ModelReport:
         variant=variant.id,
         backend=variant.backend,
         precision=variant.precision,
+        means=served.choice.means,
         why=served.choice.why,
+        degradation=served.degradation,
         refused=served.choice.refused,
         self_test=served.self_test,
         ready=served.worker.is_ready,

@@ -6,6 +6,8 @@ asked what it has.
 
 from __future__ import annotations
 
+import json
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +20,7 @@ from edge.spec import AnyArray, TensorSpec
 from edge.staging import Staged, staging_threads
 from edge.tensorrt_library import TensorRT
 
+Plan = bytes | mmap.mmap
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
 
@@ -61,11 +64,12 @@ class Engine:
         self.inputs: tuple[Binding, ...] = ()
         self.outputs: tuple[Binding, ...] = ()
         self.contexts: list[Context] = []
+        self.memory_bytes = 0
 
     @classmethod
     def open(
         cls,
-        plan: bytes,
+        plan: Plan,
         *,
         library: TensorRT,
         cuda: Any,
@@ -77,6 +81,8 @@ class Engine:
         Raises ModelError if TensorRT refuses the bytes, the specs are not the engine's, or the
         memory is not there.
         """
+        free_before = cuda.mem_get_info()[0]
+        library.messages.clear()
         runtime = library.module.Runtime(library.logger)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -87,6 +93,7 @@ class Engine:
         opened = cls(library, runtime, engine, cuda)
         try:
             opened._allocate(inputs, outputs)
+            opened.memory_bytes = max(0, free_before - cuda.mem_get_info()[0])
         except cuda.MemoryError as error:
             opened.close()
             raise ModelError(
@@ -120,6 +127,24 @@ class Engine:
             )
         ]
         return min(fitting)[1] if fitting else None
+
+    def layers(self) -> dict[str, int]:
+        """Return the number of layers by the precision of their inputs, and of reformats.
+
+        Empty where the engine was built without details, or TensorRT does not tell.
+        """
+        trt = self.library.module
+        inspector = self._engine.create_engine_inspector()
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        try:
+            layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
+        except (ValueError, KeyError, TypeError):
+            return {}
+        counts: dict[str, int] = {}
+        for layer in layers:
+            kind = _kind(layer)
+            counts[kind] = counts.get(kind, 0) + 1
+        return counts
 
     def new_context(self, profile: int) -> Context:
         """Return an execution context on a profile, with its addresses set.
@@ -230,6 +255,16 @@ class Engine:
         if hasattr(engine, "device_memory_size_v2"):
             return int(engine.device_memory_size_v2)
         return int(engine.device_memory_size)
+
+
+def _kind(layer: dict[str, Any]) -> str:
+    if layer.get("LayerType") == "Reformat":
+        return "reformat"
+    formats = " ".join(str(i.get("Format/Datatype", "")) for i in layer.get("Inputs", ()))
+    for word, precision in (("Int8", "int8"), ("Half", "fp16"), ("FP16", "fp16")):
+        if word.lower() in formats.lower():
+            return precision
+    return "fp32"
 
 
 def _check_interface(

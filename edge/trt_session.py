@@ -20,7 +20,7 @@ from edge.errors import EdgeError, InferenceError, InputError
 from edge.spec import AnyArray, Feeds, Profile, TensorSpec, check_feeds
 from edge.staging import Staged
 from edge.tensorrt_library import TensorRT
-from edge.trt_engine import Context, Engine, Shapes
+from edge.trt_engine import Context, Engine, Plan, Shapes
 
 # A shape gets a graph at this run; this many shapes are remembered, the oldest goes first.
 GRAPH_AT_RUN = 3
@@ -72,7 +72,7 @@ class TrtSession:
     @classmethod
     def open(
         cls,
-        plan: bytes,
+        plan: Plan,
         *,
         library: TensorRT,
         inputs: tuple[TensorSpec, ...],
@@ -123,6 +123,15 @@ class TrtSession:
             spec.name: staged.copied_as(spec.dtype)
             for spec, staged in zip(self.outputs, plan.answers, strict=True)
         }
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory that opening took: weights, activations, tensors."""
+        return 0 if self._engine is None else self._engine.memory_bytes
+
+    def layers(self) -> dict[str, int]:
+        """Return the number of layers by precision, after fusion; see `Engine.layers`."""
+        return {} if self._engine is None else self._engine.layers()
 
     @property
     def graphs(self) -> int:

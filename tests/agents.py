@@ -28,8 +28,20 @@ def make_config(tmp_path: Path, **changes: Any) -> AgentConfig:
         "trusted_keys": keys,
         "port": 0,
         "intra_op_threads": 1,
+        "cache": tmp_path / "engines",
     }
     return AgentConfig(**{**defaults, **changes})
+
+
+def open_agent(
+    config: AgentConfig,
+    *,
+    notifier: FakeNotifier,
+    open_session: Callable[..., Session] | None = None,
+) -> Agent:
+    """Return an agent; open_session stands in for every backend."""
+    prepare = None if open_session is None else lambda *_: open_session
+    return Agent.open(config, notifier=notifier, prepare=prepare)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
@@ -42,7 +54,7 @@ def running_agent(
 ) -> Iterator[Agent]:
     """Yield an agent that serves; afterwards it is stopped as by SIGTERM."""
     notifier = notifier or FakeNotifier()
-    agent = Agent.open(config, notifier=notifier, open_session=open_session)  # type: ignore[arg-type]
+    agent = open_agent(config, notifier=notifier, open_session=open_session)
     thread = threading.Thread(target=agent.run, name="agent-main")
     thread.start()
     try:

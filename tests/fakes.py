@@ -104,3 +104,6 @@ class FakeNotifier:
 
     def status(self, text: str) -> None:
         self.messages.append(f"status {text}")
+
+    def extend_start(self, seconds: float) -> None:
+        self.messages.append(f"extend {seconds:g}")

@@ -34,7 +34,7 @@ def never_open(*_: object) -> Session:
 
 def refusal(config: AgentConfig) -> str:
     with pytest.raises(BundleError) as caught:
-        Agent.open(config, notifier=Notifier.from_environ({}), open_session=never_open)
+        Agent.open(config, notifier=Notifier.from_environ({}), prepare=never_open)
     return str(caught.value)
 
 

@@ -26,7 +26,7 @@ from edge.errors import (
     TrustError,
 )
 from edge.session import Session
-from tests.agents import make_config, running_agent
+from tests.agents import make_config, open_agent, running_agent
 from tests.bundles import affine_parts, write_bundle
 from tests.fakes import DEADLINE_S, FakeNotifier, FakeSession, Gate
 from tests.models import affine, affine_model
@@ -46,7 +46,7 @@ def never_open(*_: object) -> Session:
 def start_and_fail(config: AgentConfig, **options: object) -> EdgeError:
     """Run an agent that cannot serve and return the error."""
     with pytest.raises(EdgeError) as caught:
-        Agent.open(config, notifier=FakeNotifier(), **options).run()
+        open_agent(config, notifier=FakeNotifier(), **options).run()
     return caught.value
 
 
@@ -66,7 +66,9 @@ def test_telemetry_and_metrics_describe_what_is_served(config: AgentConfig) -> N
         report = client.get("/telemetry").json()
         metrics = client.get("/metrics").text
     model = report["models"][0]
-    assert (model["variant"], model["why"]) == ("int8", "p50 1.0 ms against 2.0")
+    assert (model["variant"], model["means"]) == ("int8", "ort-cpu")
+    assert model["why"].endswith("p50 1.0 ms against 2.0")
+    assert (model["degradation"], report["target"]["onnxruntime"] is None) == (None, False)
     assert [(r["variant"], r["code"]) for r in model["refused"]] == [("fp32", "not-preferred")]
     assert model["requests"] == {"ok": 1}  # the self-test is not a request
     assert model["self_test"]["relative_error"] <= model["self_test"]["tolerance"]
@@ -266,7 +268,7 @@ def test_a_stalled_run_stops_the_watchdog_pings(config: AgentConfig) -> None:
 
 SERVE = """
     import logging, sys
-    import edge.agent, tests.fakes
+    import edge.agent, edge.preparing, tests.fakes
     from pathlib import Path
     from edge.config import AgentConfig
 
@@ -280,7 +282,10 @@ SERVE = """
             print("running", flush=True)
             assert sys.stdin.readline() == "go on\\n"
 
-    edge.agent.open_backend_session = lambda *_: tests.fakes.FakeSession(before_run=before_run)
+    def prepare(*_):
+        return lambda: tests.fakes.FakeSession(before_run=before_run)
+
+    edge.preparing.Preparer.prepare = prepare
     config = AgentConfig(bundle=Path(sys.argv[1]), trusted_keys=Path(sys.argv[2]), port=0)
     sys.exit(edge.agent.serve(config))
 """

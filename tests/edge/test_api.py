@@ -48,7 +48,9 @@ def load(serving: Serving) -> Iterator[Callable[..., Worker]]:
         serving.served = {
             "affine": ServedModel(
                 model=model,
-                choice=Choice(variant=model.variants[0], why="it is first", refused=()),
+                choice=Choice(
+                    variant=model.variants[0], means="ort-cpu", why="it is first", refused=()
+                ),
                 self_test=SelfTest(cases=1, output="y", relative_error=0.0, tolerance=0.1),
                 worker=worker,
                 metrics=serving.metrics.for_model("affine"),

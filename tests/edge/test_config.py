@@ -46,6 +46,12 @@ def test_every_key_can_be_given_in_every_place():
         "request_timeout_s": 0.5,
         "shutdown_timeout_s": 0,
         "stall_timeout_s": 7,
+        "cache": "/c",
+        "cache_bytes": 1 << 20,
+        "build_on_device": False,
+        "build_timeout_s": 60,
+        "open_timeout_s": 5,
+        "ready_on_cpu": True,
         "variant": "int8",
         "log_level": "debug",
     }

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from edge.engine_builder import EngineRequest, engine_from_onnx, is_typed
-from edge.errors import ModelError
+from edge.errors import BuildError
 from edge.spec import Profile, ShapeRange
 from edge.tensorrt_library import TensorRT, load_tensorrt
 from tests.models import AFFINE_PROFILE, affine_model, save
@@ -65,7 +65,7 @@ def test_progress_tells_phases_and_never_passes_its_total(
 
 
 def test_a_build_can_be_cancelled(library: TensorRT, affine_onnx: Path) -> None:
-    with pytest.raises(ModelError, match="was cancelled"):
+    with pytest.raises(BuildError, match="was cancelled"):
         engine_from_onnx(request(affine_onnx), library, progress=lambda *_: False)
 
 
@@ -73,18 +73,18 @@ def test_what_the_parser_refuses_is_named(library: TensorRT, tmp_path: Path) -> 
     model = affine_model()
     model.graph.node[0].op_type = "NoSuchOperator"
     broken = save(model, tmp_path / "broken.onnx")
-    with pytest.raises(ModelError, match=r"cannot read .*broken\.onnx.*NoSuchOperator"):
+    with pytest.raises(BuildError, match=r"cannot read .*broken\.onnx.*NoSuchOperator"):
         engine_from_onnx(request(broken), library)
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"not a model")
-    with pytest.raises(ModelError, match=r"cannot read .*garbage\.onnx"):
+    with pytest.raises(BuildError, match=r"cannot read .*garbage\.onnx"):
         engine_from_onnx(request(garbage), library)
 
 
 def test_a_dimension_without_a_profile_is_a_clear_error(
     library: TensorRT, affine_onnx: Path
 ) -> None:
-    with pytest.raises(ModelError, match=r"input 'x' has the shape \[-1, 4\] and no profile"):
+    with pytest.raises(BuildError, match=r"input 'x' has the shape \[-1, 4\] and no profile"):
         engine_from_onnx(request(affine_onnx, profiles=(Profile(ranges={}),)), library)
 
 
@@ -92,7 +92,7 @@ def test_a_profile_that_the_graph_contradicts_is_a_clear_error(
     library: TensorRT, affine_onnx: Path
 ) -> None:
     wide = ShapeRange(min=(1, 5), opt=(1, 5), max=(8, 5))
-    with pytest.raises(ModelError, match=r"cannot build .*affine\.onnx"):
+    with pytest.raises(BuildError, match=r"cannot build .*affine\.onnx"):
         engine_from_onnx(request(affine_onnx, profiles=(Profile(ranges={"x": wide}),)), library)
 
 

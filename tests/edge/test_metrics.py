@@ -6,7 +6,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from edge.metrics import BUCKETS_S, Metrics, ModelState, State
 from edge.probes import Sample
 
-MODEL = ModelState(model="m", version="1", variant="int8", backend="ort", queue_depth=3)
+MODEL = ModelState(
+    model="m", version="1", variant="int8", backend="ort", on_gpu=False, queue_depth=3
+)
 
 
 def make_metrics(sample: Sample | None = None, *models: ModelState) -> Metrics:
@@ -79,7 +81,9 @@ def test_what_cannot_be_told_is_absent_not_zero() -> None:
 
 
 def test_a_gpu_backend_is_reported_as_active() -> None:
-    gpu = ModelState(model="m", version="1", variant="engine", backend="trt", queue_depth=0)
+    gpu = ModelState(
+        model="m", version="1", variant="engine", backend="trt", on_gpu=True, queue_depth=0
+    )
     assert value(make_metrics(None, gpu), "edge_gpu_backend_active") == 1
 
 

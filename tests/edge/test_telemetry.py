@@ -30,7 +30,9 @@ def make_serving(*, signed: bool = True) -> Serving:
     serving.served = {
         "affine": ServedModel(
             model=model,
-            choice=Choice(variant=model.variants[0], why="p50 1.0 ms", refused=(REFUSED,)),
+            choice=Choice(
+                variant=model.variants[0], means="ort-cpu", why="p50 1.0 ms", refused=(REFUSED,)
+            ),
             self_test=SelfTest(cases=1, output="y", relative_error=0.002, tolerance=0.1),
             worker=Worker("affine", FakeSession, queue_size=1, stall_timeout_s=1.0),
             metrics=serving.metrics.for_model("affine"),
@@ -63,7 +65,7 @@ def test_a_model_reports_its_variant_the_reason_and_the_refused_ones() -> None:
     assert (model["variant"], model["backend"], model["precision"]) == ("int8", "ort", "int8")
     assert model["why"] == "p50 1.0 ms"
     assert model["refused"] == [
-        {"variant": "fp32", "code": "not-preferred", "reason": REFUSED.reason}
+        {"variant": "fp32", "code": "not-preferred", "reason": REFUSED.reason, "means": None}
     ]
     assert model["self_test"] == {
         "cases": 1,

@@ -1,0 +1,151 @@
+"""Runs `engine_child` with a time limit, so that a bad engine cannot take this process down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from edge.engine_builder import Progress
+from edge.engine_child import BuildRequest, ChildRequest, Report, TryRequest
+from edge.errors import EdgeError
+
+_POLL_S = 0.2
+_PIPE_BYTES = 65536
+# The child finds its modules where this process did, whatever its working directory.
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+_CHILD = "from edge.engine_child import main; main()"
+
+# The refusal that an error of the child amounts to; see choice.REFUSAL_CODES.
+_REFUSAL_FROM_ERROR = {
+    "backend-unavailable": "backend-unavailable",
+    "build": "build-failed",
+    "self-test": "self-test-failed",
+}
+
+
+class AttemptError(EdgeError):
+    """A variant was tried and cannot be served; `refusal` is a key of REFUSAL_CODES."""
+
+    code = "attempt"
+
+    def __init__(self, refusal: str, message: str) -> None:
+        super().__init__(message)
+        self.refusal = refusal
+
+
+def attempt(
+    request: TryRequest, *, timeout_s: float, stop: threading.Event | None = None
+) -> Report:
+    """Open an engine and run its self-test in a child; raises AttemptError."""
+    child = ChildRequest(attempt=request)
+    return run_child(child, (request.engine,), timeout_s=timeout_s, stop=stop)
+
+
+def build(
+    request: BuildRequest,
+    *,
+    timeout_s: float,
+    progress: Progress,
+    stop: threading.Event | None = None,
+) -> Report:
+    """Build an engine in a child; progress may return False to cancel. Raises AttemptError."""
+    descriptors = (request.engine, request.timing_cache)
+    child = ChildRequest(build=request)
+    return run_child(child, descriptors, timeout_s=timeout_s, progress=progress, stop=stop)
+
+
+def run_child(
+    request: ChildRequest,
+    descriptors: Sequence[int],
+    *,
+    timeout_s: float,
+    progress: Progress = lambda phase, done, total: True,
+    stop: threading.Event | None = None,
+    code: str = _CHILD,
+    clock: Callable[[], float] = time.monotonic,
+) -> Report:
+    """Return the last report of a child that runs code; raises AttemptError.
+
+    A child that is too slow, or cancelled by progress or stop, is killed; so it is when this
+    process dies.
+    """
+    deadline = clock() + timeout_s
+    reader, writer = os.pipe()
+    command = [sys.executable, "-c", _BOOT + code, json.dumps(sys.path), str(writer)]
+    with (
+        os.fdopen(reader, "rb", buffering=0) as reports,
+        _closing(writer) as close_writer,
+        subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(*descriptors, writer)) as child,
+    ):
+        close_writer()
+        try:
+            assert child.stdin is not None  # noqa: S101
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(msgspec.json.encode(request, enc_hook=str))
+                child.stdin.close()
+            pending = b""
+            while True:
+                if clock() > deadline:
+                    raise AttemptError(
+                        "timed-out",
+                        f"not finished after {timeout_s:g} s, so it was stopped; free the device "
+                        "for it, or raise the time limit",
+                    )
+                if stop is not None and stop.is_set():
+                    raise AttemptError("timed-out", "stopped because the agent stops")
+                if not select.select([reports], [], [], _POLL_S)[0]:
+                    continue
+                chunk = reports.read(_PIPE_BYTES)
+                if not chunk:
+                    raise _ended_without_report(child)
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    report = _report(line)
+                    if report.error is not None:
+                        refusal = _REFUSAL_FROM_ERROR.get(report.code or "", "open-failed")
+                        raise AttemptError(refusal, report.error)
+                    if report.phase is None:
+                        return report
+                    if not progress(report.phase, report.done, report.total):
+                        raise AttemptError("build-failed", "the build was cancelled")
+        finally:
+            child.kill()
+
+
+def _report(line: bytes) -> Report:
+    try:
+        return msgspec.json.decode(line, type=Report)
+    except msgspec.MsgspecError as error:
+        raise AttemptError(
+            "crashed", f"the process that tried it wrote nonsense: {error}"
+        ) from error
+
+
+def _ended_without_report(child: subprocess.Popen[bytes]) -> AttemptError:
+    status = child.wait()
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-status).name
+            return AttemptError(
+                "crashed",
+                f"the process that tried it was killed by {name}; the file or the driver is "
+                "damaged, or memory ran out (see dmesg)",
+            )
+    return AttemptError("crashed", f"the process that tried it ended with status {status}")
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[Callable[[], None]]:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        yield stack.close

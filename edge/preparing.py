@@ -1,0 +1,217 @@
+"""Makes a candidate ready to be opened: its bytes verified, built if need be, and tried.
+
+What TensorRT is asked to open here has been opened in a child process before, by these very
+bytes, on this very machine, and reproduced the golden set there.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edge.bundle import Bundle
+from edge.choice import Candidate
+from edge.config import AgentConfig
+from edge.engine_builder import EngineRequest, Progress, engine_profiles
+from edge.engine_cache import EngineCache, cache_key
+from edge.engine_child import BuildRequest, Report, TryRequest
+from edge.engine_process import AttemptError, attempt, build
+from edge.errors import BundleError, EdgeError
+from edge.manifest import Model, Variant
+from edge.ort_session import OrtSession
+from edge.sealed import Sealed, memory_file
+from edge.self_test import SelfTest
+from edge.session import Session
+from edge.target import Target
+from edge.tensorrt_library import TensorRtBackend, load_tensorrt
+from edge.trt_session import TrtSession
+
+OpenSession = Callable[[], Session]
+Prepare = Callable[[Model, Candidate], OpenSession]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What the child found when it tried an engine; kept beside an engine that was built here."""
+
+    self_test: SelfTest
+    memory_bytes: int
+    build_seconds: float = 0.0
+    layers: dict[str, int] = field(default_factory=dict)
+
+
+class Preparer:
+    """Prepares candidates of one bundle on one machine; `prepare` is a Prepare.
+
+    progress: told of every step of a build; it may take an hour. stop: ends a running child.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: AgentConfig,
+        target: Target,
+        *,
+        progress: Progress,
+        stop: threading.Event,
+    ) -> None:
+        self._bundle = bundle
+        self._config = config
+        self._target = target
+        self._progress = progress
+        self._stop = stop
+        self._cache = EngineCache(config.cache, max_bytes=config.cache_bytes)
+
+    def prepare(self, model: Model, candidate: Candidate) -> OpenSession:
+        """Return what opens the candidate, to be called in the thread that will own the session.
+
+        Raises AttemptError, which carries the code of the refusal.
+        """
+        variant = candidate.variant
+        if variant.backend == "ort":
+            return functools.partial(self._open_ort, model, candidate)
+        if candidate.means == "build":
+            engine = self._built(model, variant, variant.backend)
+        else:
+            engine = self._verified(model, variant, variant.backend)
+        return functools.partial(_open_engine, engine, model, variant.backend)
+
+    def _open_ort(self, model: Model, candidate: Candidate) -> Session:
+        return OrtSession.open(
+            self._bundle.path(candidate.variant.files[0]),
+            inputs=model.inputs,
+            outputs=model.outputs,
+            profile=model.profile,
+            intra_op_threads=self._config.intra_op_threads,
+            on_cuda=candidate.means == "ort-cuda",
+        )
+
+    def _verified(self, model: Model, variant: Variant, backend: TensorRtBackend) -> Sealed:
+        """Return the engine of the bundle; a verdict of an earlier start is as good as a try."""
+        artifact = self._bundle.manifest.artifact(variant.files[0])
+        path = self._bundle.path(artifact.path)
+        try:
+            engine = Sealed.from_file(path, size=artifact.size, sha256=artifact.sha256)
+        except BundleError as error:
+            raise AttemptError("digest-mismatch", str(error)) from error
+        except EdgeError as error:
+            raise AttemptError("open-failed", str(error)) from error
+        key = cache_key("tried", artifact.sha256, *self._machine(backend))
+        if self._cache.get(key, Tried) is None:
+            report = self._attempt(model, variant, backend, engine)
+            self._keep(key, b"", report, build_seconds=0.0)
+        return engine
+
+    def _built(self, model: Model, variant: Variant, backend: TensorRtBackend) -> Sealed:
+        manifest = self._bundle.manifest
+        request = EngineRequest(
+            onnx=self._bundle.path(variant.files[0]),
+            precision=variant.precision,
+            profiles=engine_profiles(model.profile),
+        )
+        files = [manifest.artifact(path).sha256 for path in variant.files]
+        how = (variant.precision, request.profiles, request.optimization_level, request.tf32)
+        machine = self._machine(backend)
+        key = cache_key("engine", files, how, machine)
+        entry = self._cache.get(key, Tried)
+        if entry is not None:
+            return entry.content
+        engine, seconds = self._build(request, backend, cache_key("timing", machine))
+        report = self._attempt(model, variant, backend, engine)
+        logger.info(
+            "engine built model=%s variant=%s seconds=%.0f bytes=%d layers=%s",
+            model.name, variant.id, seconds, engine.size, report.layers,
+        )  # fmt: skip
+        self._keep(key, bytes(engine.view()), report, build_seconds=seconds)
+        return engine
+
+    def _build(
+        self, request: EngineRequest, backend: TensorRtBackend, timing_key: str
+    ) -> tuple[Sealed, float]:
+        """Build in a child; kernels that were timed on this device before are not timed again."""
+        engine, timings = memory_file(), memory_file()
+        try:
+            known = self._cache.get(timing_key, int)
+            if known is not None:
+                os.write(timings, bytes(known.content.view()))
+                known.content.close()
+            self._progress("starting", 0, 1)
+            logger.info("building an engine from %s: this takes minutes", request.onnx.name)
+            report = build(
+                BuildRequest(backend=backend, request=request, engine=engine, timing_cache=timings),
+                timeout_s=self._config.build_timeout_s,
+                progress=self._progress,
+                stop=self._stop,
+            )
+            timed = Sealed.from_memory_file(timings)
+            if timed.size:
+                self._put(timing_key, bytes(timed.view()), timed.size)
+            return Sealed.from_memory_file(os.dup(engine)), report.seconds
+        finally:
+            os.close(engine)
+            os.close(timings)
+
+    def _attempt(
+        self, model: Model, variant: Variant, backend: TensorRtBackend, engine: Sealed
+    ) -> Report:
+        cases = model.golden.cases
+        golden = {t.artifact for case in cases for t in (*case.inputs, *case.outputs)}
+        try:
+            return attempt(
+                TryRequest(
+                    backend=backend,
+                    model=model,
+                    precision=variant.precision,
+                    engine=engine.fileno(),
+                    golden={path: str(self._bundle.path(path)) for path in golden},
+                ),
+                timeout_s=self._config.open_timeout_s,
+                stop=self._stop,
+            )
+        except AttemptError:
+            engine.close()
+            raise
+
+    def _keep(self, key: str, content: bytes, report: Report, *, build_seconds: float) -> None:
+        assert report.self_test is not None  # noqa: S101 - a try ends with one, or raises
+        tried = Tried(
+            self_test=report.self_test,
+            memory_bytes=report.memory_bytes,
+            build_seconds=build_seconds,
+            layers=report.layers,
+        )
+        self._put(key, content, tried)
+
+    def _put(self, key: str, content: bytes, facts: object) -> None:
+        """Write to the cache if possible; a full disk must not keep a model from serving."""
+        try:
+            self._cache.put(key, content, facts)
+        except EdgeError as error:
+            logger.warning("not cached, so the next start takes as long: %s", error)
+
+    def _machine(self, backend: TensorRtBackend) -> tuple[object, ...]:
+        """Return everything of this machine that an engine or a verdict depends on."""
+        here = self._target
+        return (
+            backend, here.runtimes[backend], here.arch, here.name, here.sm, here.sm_count,
+            here.memory_bytes, here.driver, here.cuda, here.l4t,
+        )  # fmt: skip
+
+
+def _open_engine(engine: Sealed, model: Model, backend: TensorRtBackend) -> Session:
+    try:
+        return TrtSession.open(
+            engine.view(),
+            library=load_tensorrt(backend),
+            inputs=model.inputs,
+            outputs=model.outputs,
+            profile=model.profile,
+        )
+    finally:
+        engine.close()
