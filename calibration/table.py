@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from calibration.errors import CalibrationError
+from calibration.errors import CalibrationError, GraphError
 from edge.errors import UsageError
-from edge.files import atomic_write, read_capped
+from edge.files import atomic_write, read_capped, sha256_of
 from edge.manifest import Accuracy
 
 TABLE_SCHEMA = 1
@@ -75,3 +75,17 @@ def load_table(path: Path) -> CalibrationTable:
     if table.schema != TABLE_SCHEMA:
         raise CalibrationError(f"{path} has schema {table.schema}, this kit reads {TABLE_SCHEMA}")
     return table
+
+
+def check_lineage(fp32: Path, int8: Path, table: CalibrationTable) -> None:
+    """Raise GraphError unless the table names exactly these models."""
+    for path, digest in (
+        (fp32, table.model_sha256),
+        (int8, table.tensorrt.sha256),
+        (ort_path(int8), table.ort.sha256),
+    ):
+        if sha256_of(path, follow_links=True)[0] != digest:
+            raise GraphError(
+                f"{path} is not the file that the calibration table of {int8} names; "
+                "run `edge-kit calibrate` again on the float model that you pack"
+            )

@@ -1,4 +1,4 @@
-"""The command line of the device: `edge-agent serve | verify | install-unit`.
+"""The command line of the device: `edge-agent serve | verify | doctor | install-unit`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _VERIFY_KEYS = ("bundle", "trusted_keys", "allow_unsigned")
+_DOCTOR_KEYS = ("trusted_keys", "cache", "host", "port")
 
 
 def _config_options(*keys: str) -> Callable[[_Command], _Command]:
@@ -124,6 +125,45 @@ def verify(*, as_json: bool, **flags: object) -> None:
     )
 
 
+@cli.command()
+@_config_options(*_DOCTOR_KEYS)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(*, as_json: bool, **flags: object) -> int:
+    """Look for what keeps this machine from serving on its GPU; exit 1 if something does."""
+    config = load_config(_given(flags), os.environ, read_config_file)
+    import msgspec
+
+    from edge.doctor import Machine, examine
+    from edge.target import detect_target
+
+    target = detect_target()
+    findings = examine(target, config, Machine())
+    problems = [finding for finding in findings if finding.state == "problem"]
+    if as_json:
+        content = {"ok": not problems, "target": target, "findings": findings}
+        click.echo(msgspec.json.format(msgspec.json.encode(content), indent=1))
+        return int(bool(problems))
+    for finding in findings:
+        mark = {"ok": "ok  ", "warning": "WARN", "problem": "FAIL"}[finding.state]
+        click.echo(_wrapped(f"{mark} {finding.name}: {finding.detail}"))
+        if finding.help:
+            click.echo(_wrapped(f"     -> {finding.help}"))
+    return int(bool(problems))
+
+
+@cli.command("build-engine")
+def build_engine() -> None:
+    """Build one engine for `edge-kit build --on`, which speaks to this over SSH.
+
+    Takes the job on standard input and answers on standard output, both in frames of msgpack.
+    """
+    if sys.stdin.isatty():
+        raise UsageError("build-engine takes a job from `edge-kit build --on`, not from a keyboard")
+    from edge.engine_job import serve_job
+
+    serve_job(sys.stdin.buffer, sys.stdout.buffer)
+
+
 @cli.command("install-unit")
 @click.option("--yes", is_flag=True, help="Install the unit instead of printing it.")
 @click.option(
@@ -163,6 +203,11 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
 def main() -> None:
     """Run the command line of the agent."""
     run_command_line(cli, "edge-agent")
+
+
+def _wrapped(line: str) -> str:
+    columns = min(shutil.get_terminal_size().columns, 100)
+    return click.wrap_text(line, width=columns, subsequent_indent=" " * 8)
 
 
 def _given(flags: dict[str, object]) -> dict[str, object]:

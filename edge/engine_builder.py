@@ -16,9 +16,8 @@ from typing import Any
 from edge.errors import BuildError
 from edge.manifest import Precision
 from edge.spec import Profile, ShapeRange
-from edge.tensorrt_library import TensorRT
+from edge.tensorrt_library import TensorRT, takes_types
 
-STRONG_TYPING_SINCE = (10, 12)
 Progress = Callable[[str, int, int], bool]
 
 logger = logging.getLogger(__name__)
@@ -94,6 +93,7 @@ def engine_from_onnx(
     if plan is None:
         raise BuildError(
             f"TensorRT {library.version} cannot build {request.onnx}: {library.last_error()}"
+            f"{_hint(library.last_error())}"
         )
     return BuiltEngine(
         plan=bytes(plan),
@@ -124,7 +124,7 @@ def engine_profiles(profile: Profile) -> tuple[Profile, ...]:
 
 def is_typed(library: TensorRT) -> bool:
     """Whether this TensorRT takes precision from the ONNX rather than from flags."""
-    return library.backend == "trt-rtx" or library.major_minor >= STRONG_TYPING_SINCE
+    return takes_types(library.backend, library.version)
 
 
 def _network_flags(library: TensorRT) -> int:
@@ -178,6 +178,13 @@ def _profile(builder: Any, network: Any, profile: Profile) -> Any:
                 "export it with --shape"
             )
     return shapes
+
+
+def _hint(said: str) -> str:
+    """Return the way out of refusals that are known."""
+    if "Turing" in said and "FP32" in said:
+        return "; cards of the RTX 20 series run fp16 engines: give --precision fp16"
+    return ""
 
 
 def _plugins(trt: Any, network: Any) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from edge.engine_builder import EngineRequest, engine_from_onnx
 from edge.errors import EdgeError
 from edge.files import read_capped
 from edge.manifest import Model, Precision
+from edge.sealed import memory_content
 from edge.self_test import SelfTest, run_self_test
 from edge.tensorrt_library import TensorRtBackend, load_tensorrt
 from edge.trt_session import TrtSession
@@ -93,6 +94,8 @@ def main() -> None:
     """Read the request, do it, report, and leave without the backends' exit handlers."""
     _die_with_parent()
     logging.basicConfig(level="WARNING", format="%(message)s")
+    # What TensorRT complains of is in the error that is reported.
+    logging.getLogger("edge.tensorrt_library").setLevel(logging.CRITICAL)
     report_to = int(sys.argv[-1])
 
     def tell(report: Report) -> None:
@@ -148,17 +151,13 @@ def _build(request: BuildRequest, tell: Callable[[Report], None]) -> Report:
     free = free_memory_bytes()
     wanted = replace(
         request.request,
-        timing_cache=_content(request.timing_cache),
+        timing_cache=memory_content(request.timing_cache),
         workspace_bytes=None if free is None else free // 2,
     )
     built = engine_from_onnx(wanted, library, progress=progress)
     _write(request.engine, built.plan)
     _write(request.timing_cache, built.timing_cache)
     return Report(seconds=built.seconds, plugins=built.plugins)
-
-
-def _content(descriptor: int) -> bytes:
-    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def _write(descriptor: int, content: bytes) -> None:

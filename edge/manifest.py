@@ -83,8 +83,10 @@ class Variant:
 
     For "ort" the first file is an ONNX graph; for "trt" and "trt-rtx" it is an engine if `engine`
     is given, else an ONNX graph to build one from on the device.
-    files: every artifact that must be present, that one first. build_for: devices that it was
-    packed to be built on, for people; any device may.
+    files: every artifact that must be present, that one first. typed: whether the graph is for a
+    TensorRT that takes precision from types alone (10.12 and later, and TensorRT-RTX) or for one
+    that takes it from flags; None is both. build_for: devices that it was packed to be built on,
+    for people; any device may.
     """
 
     id: str
@@ -93,6 +95,7 @@ class Variant:
     files: tuple[str, ...]
     measurements: tuple[Measurement, ...] = ()
     engine: EngineFacts | None = None
+    typed: bool | None = None
     build_for: tuple[str, ...] = ()
 
 

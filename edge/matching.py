@@ -11,6 +11,7 @@ from typing import Literal
 
 from edge.manifest import Backend, EngineFacts, Variant
 from edge.target import Target
+from edge.tensorrt_library import takes_types
 
 # How a variant can be run, the best way first.
 Means = Literal["engine", "compatible-engine", "build", "ort-cuda", "ort-cpu"]
@@ -52,8 +53,9 @@ def ways_to_run(
             return (), Mismatch(code="backend-unavailable", reason=_INSTALL["ort"])
         on_gpu = target.onnxruntime_cuda and target.cuda is not None
         return (("ort-cuda", "ort-cpu") if on_gpu else ("ort-cpu",)), None
-    problem = _machine_problem(variant.backend, target)
+    problem = machine_problem(variant.backend, target)
     if variant.engine is None:
+        problem = problem or _typing_problem(variant, target.runtimes[variant.backend])
         if problem is None and not may_build:
             problem = Mismatch(
                 code="build-disabled",
@@ -85,7 +87,8 @@ def same_version(one: str, other: str) -> bool:
     return len(parts) >= _COMPARED_PARTS and all(a == b for a, b in parts)
 
 
-def _machine_problem(backend: Backend, target: Target) -> Mismatch | None:
+def machine_problem(backend: Backend, target: Target) -> Mismatch | None:
+    """Return why TensorRT cannot run on this machine at all, or None if it can."""
     if target.cuda is None:
         return Mismatch(
             code="driver-missing",
@@ -94,6 +97,21 @@ def _machine_problem(backend: Backend, target: Target) -> Mismatch | None:
     if target.runtimes[backend] is None:
         return Mismatch(code="backend-unavailable", reason=_INSTALL[backend])
     return None
+
+
+def _typing_problem(variant: Variant, version: str | None) -> Mismatch | None:
+    backend = variant.backend
+    if backend == "ort" or version is None or variant.typed is None:
+        return None
+    wanted = takes_types(backend, version)
+    if variant.typed == wanted:
+        return None
+    return Mismatch(
+        code="version-mismatch",
+        reason=f"{_LIBRARY[backend]} {version} takes precision from "
+        f"{'the types in the graph' if wanted else 'flags'}, this graph is for the other way; "
+        "pack the graph for both, as `edge-kit build` does for a Jetson",
+    )
 
 
 def _platform(engine: EngineFacts, backend: Backend, target: Target) -> Mismatch | None:

@@ -23,7 +23,7 @@ from edge.engine_process import AttemptError, attempt, build
 from edge.errors import BundleError, EdgeError
 from edge.manifest import Model, Variant
 from edge.ort_session import OrtSession
-from edge.sealed import Sealed, memory_file
+from edge.sealed import Sealed, memory_content, memory_file
 from edge.self_test import SelfTest
 from edge.session import Session
 from edge.target import Target
@@ -149,9 +149,9 @@ class Preparer:
                 progress=self._progress,
                 stop=self._stop,
             )
-            timed = Sealed.from_memory_file(timings)
-            if timed.size:
-                self._put(timing_key, bytes(timed.view()), timed.size)
+            timed = memory_content(timings)
+            if timed:
+                self._put(timing_key, timed, len(timed))
             return Sealed.from_memory_file(os.dup(engine)), report.seconds
         finally:
             os.close(engine)

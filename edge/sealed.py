@@ -91,6 +91,15 @@ def memory_file() -> int:
     return os.memfd_create("edge-kit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
+def memory_content(descriptor: int) -> bytes:
+    """Return what a memory file holds."""
+    size = os.fstat(descriptor).st_size
+    if size == 0:
+        return b""
+    with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as view:
+        return bytes(view)
+
+
 def _write(file: BinaryIO, chunks: Iterator[bytes]) -> None:
     try:
         for chunk in chunks:

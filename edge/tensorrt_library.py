@@ -24,6 +24,7 @@ _WAY_OUT: dict[TensorRtBackend, str] = {
     "trt-rtx": "pip install 'edge-kit[rtx]'",
 }
 _KEPT_MESSAGES = 8
+STRONG_TYPING_SINCE = (10, 12)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,14 @@ class TensorRT:
     def last_error(self) -> str:
         """Return what TensorRT said last at error level, or a sentence that it said nothing."""
         return self.messages[-1] if self.messages else "TensorRT gave no reason"
+
+
+def takes_types(backend: TensorRtBackend, version: str) -> bool:
+    """Whether this TensorRT takes precision from the graph alone, rather than from flags."""
+    parts = version.split(".")[:2]
+    if backend == "trt-rtx" or not all(part.isdecimal() for part in parts):
+        return True
+    return tuple(map(int, parts)) >= STRONG_TYPING_SINCE
 
 
 @functools.cache

@@ -73,7 +73,7 @@ def unit_for_machine(
         for top in HIDDEN_FROM_UNIT
         if path.is_relative_to(top)
     ]
-    for node, status in _device_nodes(root, lstat):
+    for node, status in device_nodes(root, lstat):
         if status.st_gid != 0:
             wanted.add(name_from_gid.get(status.st_gid, str(status.st_gid)))
         elif status.st_mode & _WORLD_READ_WRITE != _WORLD_READ_WRITE:
@@ -112,6 +112,11 @@ def _with_line(text: str, key: str, value: str) -> str:
     return changed
 
 
+def group_names(root: Path) -> dict[int, str]:
+    """Return the name of each group id of the system at root."""
+    return {gid: name for name, gid in reversed(list(_gid_from_group(root).items()))}
+
+
 def _gid_from_group(root: Path) -> dict[str, int]:
     if root == Path("/"):
         return {group.gr_name: group.gr_gid for group in grp.getgrall()}
@@ -124,10 +129,10 @@ def _gid_from_group(root: Path) -> dict[str, int]:
     return {name: int(gid) for name, _, gid, *_ in (f for f in fields if len(f) == 4)}
 
 
-def _device_nodes(
+def device_nodes(
     root: Path, lstat: Callable[[Path], os.stat_result]
 ) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield character devices only: a link could lead to any file."""
+    """Yield the GPU's nodes; character devices only, since a link could lead to any file."""
     for pattern in DEVICE_GLOBS:
         for path in sorted(root.glob(pattern)):
             status = lstat(path)

@@ -36,7 +36,8 @@ ANY_PATH = click.Path(path_type=Path)
 def cli(debug: bool) -> None:
     """From a trained PyTorch model to a signed INT8 bundle.
 
-    export -> calibrate -> keygen -> pack -> verify; `edge-kit quickstart` shows the whole way.
+    export -> calibrate -> build -> keygen -> pack -> verify; `edge-kit quickstart` shows the
+    whole way.
     """
     configure_logging("debug" if debug else "warning", os.environ)
 
@@ -177,6 +178,76 @@ def calibrate(model: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def targets(as_json: bool) -> None:
+    """List the devices that `build --target` knows, and where their engines are built."""
+    from edge.devices import DEVICES
+    from host_tools.describe import print_targets
+
+    _print_json(DEVICES) if as_json else print_targets(DEVICES, _console())
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="A name of `edge-kit targets`, or `this`. Repeatable.",
+)
+@click.option("--on", metavar="USER@HOST", help="Build on this machine, over SSH, for itself.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    multiple=True,
+    default=["fp16"],
+    show_default=True,
+    help="Repeatable; int8 needs --int8.",
+)
+@click.option("--int8", type=FILE, help="Quantized model that `calibrate` wrote from MODEL.")
+@click.option(
+    "--golden",
+    type=ANY_PATH,
+    help="Real samples, as for `calibrate --data`: layers near the limits of fp16 stay fp32, and "
+    "an engine is tried on them where it can be. Default: random values.",
+)
+@click.option("--tokenizer", type=ANY_PATH, help="Model folder or tokenizer.json, for text.")
+@click.option(
+    "--keep-fp32",
+    multiple=True,
+    metavar="PATTERN",
+    help="Shell pattern of node names that stay fp32. Repeatable.",
+)
+@click.option(
+    "--level",
+    type=click.IntRange(0, 5),
+    default=3,
+    show_default=True,
+    help="TensorRT's optimisation level.",
+)
+@click.option("--out", type=FOLDER, default="engines", show_default=True, help="Folder to add to.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
+def build(model: Path, as_json: bool, **options: Any) -> None:
+    """Build engines from MODEL for devices; `pack --engines` takes them into a bundle.
+
+    Engines for RTX cards are built here, GPU or not. A Jetson builds its own when the agent first
+    starts: the bundle gets the graphs for that.
+    """
+    from host_tools.build import BuildOptions, build_engines
+    from host_tools.describe import record_line
+
+    records = build_engines(BuildOptions(model=model, **options), say=_say)
+    if as_json:
+        _print_json(records)
+        return
+    for record in records:
+        click.echo(record_line(record))
+    click.echo(f"next: edge-kit pack {model} --engines {options['out']} ...")
+
+
+@cli.command()
 @click.argument("name")
 @click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for both files.")
 def keygen(name: str, out: Path) -> None:
@@ -192,6 +263,7 @@ def keygen(name: str, out: Path) -> None:
 @click.argument("model", type=FILE)
 @click.option("--int8", type=FILE, help="Quantized model that `calibrate` wrote from MODEL.")
 @click.option("--table", type=FILE, help="Its calibration table, if it is not beside it.")
+@click.option("--engines", type=FOLDER, help="Folder that `build` wrote from MODEL.")
 @click.option(
     "--golden",
     type=ANY_PATH,

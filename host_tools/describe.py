@@ -8,10 +8,19 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
+from edge.devices import Device
 from edge.errors import UsageError
 from edge.files import read_capped
-from edge.manifest import MAX_MANIFEST_BYTES, Accuracy, Manifest, Model, manifest_from_bytes
+from edge.manifest import (
+    MAX_MANIFEST_BYTES,
+    Accuracy,
+    Manifest,
+    Model,
+    Variant,
+    manifest_from_bytes,
+)
 from edge.trust import MAX_SIGNATURE_BYTES, signature_from_bytes
+from host_tools.engine_record import EngineRecord
 
 
 def read_manifest(root: Path) -> tuple[bytes, Manifest, str]:
@@ -38,6 +47,38 @@ def print_manifest(manifest: Manifest, signed_by: str, console: Console) -> None
             console.print(renderable)
 
 
+def print_targets(devices: tuple[Device, ...], console: Console) -> None:
+    """Print the known devices, fit for 80 columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("target", "SM", "SMs", "memory", "DLA", "engines are built"):
+        right = heading in {"SMs", "memory", "DLA"}
+        table.add_column(heading, justify="right" if right else "left")
+    for device in devices:
+        table.add_row(
+            device.name,
+            device.sm,
+            "?" if device.sm_count is None else str(device.sm_count),
+            f"{device.memory_bytes >> 30} GiB",
+            str(device.dla_cores or ""),
+            "here, by TensorRT-RTX" if device.kind == "desktop" else "on the device, or --on",
+        )
+    console.print(table)
+    console.print("`this` is the machine that builds, with the TensorRT it has.")
+
+
+def record_line(record: EngineRecord) -> str:
+    """Return one line about an engine, or about a graph that a device will build from."""
+    if record.engine is None:
+        return f"{record.id}: built on device ({', '.join(record.build_for)}) from {record.file}"
+    facts = record.engine
+    library = "TensorRT-RTX" if record.backend == "trt-rtx" else "TensorRT"
+    layers = ", ".join(f"{count} {kind}" for kind, count in sorted(facts.layers.items()))
+    return (
+        f"{record.id}: {record.precision} for SM {', '.join(facts.sms)}, {library} "
+        f"{facts.runtime}, {facts.build_seconds:.1f} s" + (f"; layers: {layers}" if layers else "")
+    )
+
+
 def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
     lines: list[RenderableType] = [f"\nmodel {model.name}, version {model.version}"]
     for kind, specs in (("input", model.inputs), ("output", model.outputs)):
@@ -54,6 +95,8 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
         )
     for variant in model.variants:
         size = _size(sum(sizes[path] for path in variant.files))
+        if not variant.measurements:
+            table.add_row(variant.id, size, "", "", "", _where(variant))
         for m in variant.measurements:
             where = f"{m.device}, {m.threads} threads"
             row = (str(m.batch), f"{m.p50_ms:.3f}", f"{m.p99_ms:.3f}", where)
@@ -86,6 +129,12 @@ def accuracy_lines(accuracy: Accuracy) -> list[str]:
     share = f"{accuracy.int8_mac_percent:.2f} % of the multiply-accumulates"
     rows.append(("int8 arithmetic", share))
     return [f"  {name:<18}{value}" for name, value in rows]
+
+
+def _where(variant: Variant) -> str:
+    if variant.engine is not None:
+        return f"engine for {variant.engine.device}, {variant.backend} {variant.engine.runtime}"
+    return "built on device" + (f": {', '.join(variant.build_for)}" if variant.build_for else "")
 
 
 def _bounds(low: tuple[int, ...], high: tuple[int, ...]) -> str:

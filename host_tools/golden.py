@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from calibration.samples import Samples
 from edge.errors import EdgeError, UsageError
-from edge.manifest import Golden, GoldenCase, GoldenTensor
+from edge.manifest import Golden, GoldenCase, GoldenTensor, Precision
 from edge.self_test import relative_error
-from edge.session import Session
 from edge.spec import AnyArray, Feeds, Profile, datatype_from_numpy
 
 FLOAT_TOLERANCE = 1e-3  # other CPUs sum in another order; a wrong weight is far beyond this
-INT8_MARGIN = 1.5
-INT8_FLOOR = 0.02
+MARGIN = 1.5
+FLOOR: Mapping[Precision, float] = {"fp16": 5e-3, "int8": 0.02}
 MAX_TOLERANCE = 0.5  # beyond it, another model would pass
 MAX_ROWS = 8
+
+
+_WAY_OUT: Mapping[Precision, str] = {
+    "fp32": "",
+    "fp16": "build again, with --golden or with --keep-fp32 for the worst layers",
+    "int8": "calibrate again, with --keep-float for the worst layers, or pack without int8",
+}
+
+Run = Callable[[Feeds], dict[str, AnyArray]]
 
 
 class GoldenError(EdgeError):
@@ -45,59 +54,66 @@ def golden_feeds(samples: Samples, profile: Profile) -> tuple[Feeds, ...]:
 
 def make_golden(
     cases: tuple[Feeds, ...],
-    sessions: Mapping[str, Session],
+    runs: Sequence[tuple[Precision, Run]],
     store: Callable[[str, bytes], object],
     *,
     prefix: str,
 ) -> Golden:
-    """Run the fp32 session on every case, store all tensors, and return the Golden.
+    """Run every form of the model on every case, store the fp32 tensors, and return the Golden.
 
-    sessions: precision to session, "fp32" among them. The tolerance of fp32 is fixed; that of
-    int8 is what was measured here times a margin, since integer kernels differ between CPUs.
+    runs: precision and what computes it, fp32 first; a precision may come in several forms, the
+    worst counts. The tolerance of fp32 is fixed; that of the others is what was measured here
+    times a margin, since kernels differ between devices.
     store: called as (artifact path, content).
     Raises GoldenError for an output that is not finite, and for a precision so far from fp32 that
     its self-test would accept anything.
     """
     kept = []
-    worst = dict.fromkeys(sessions, 0.0)
+    worst: dict[Precision, float] = dict.fromkeys((precision for precision, _ in runs), 0.0)
     for number, feeds in enumerate(cases):
-        reference = sessions["fp32"].run(feeds)
+        reference = runs[0][1](feeds)
         for name, value in reference.items():
             if not np.isfinite(value).all():
                 raise GoldenError(
                     f"output {name!r} of the fp32 model is not finite on golden case {number}, so "
                     "no device could be checked against it; give other --golden samples"
                 )
-        for precision, session in sessions.items():
-            outputs = session.run(feeds)
+        for precision, run in runs:
+            outputs = run(feeds)
             errors = [relative_error(outputs[name], value) for name, value in reference.items()]
-            worst[precision] = max(worst[precision], *errors)
-
-        def tensors(
-            kind: str, arrays: Mapping[str, AnyArray], number: int = number
-        ) -> tuple[GoldenTensor, ...]:
-            return tuple(
-                _tensor(f"{prefix}/{number}/{kind}/{name}.bin", name, array, store)
-                for name, array in arrays.items()
-            )
-
+            worst[precision] = max(worst[precision], *(_or_infinite(error) for error in errors))
         kept.append(
-            GoldenCase(inputs=tensors("inputs", feeds), outputs=tensors("outputs", reference))
+            GoldenCase(
+                inputs=golden_tensors(f"{prefix}/{number}/inputs", feeds, store),
+                outputs=golden_tensors(f"{prefix}/{number}/outputs", reference, store),
+            )
         )
-    tolerance = {
+    tolerance: dict[str, float] = {
         precision: FLOAT_TOLERANCE
         if precision == "fp32"
-        else max(INT8_FLOOR, round(INT8_MARGIN * error, 6))
+        else max(FLOOR[precision], round(MARGIN * error, 6))
         for precision, error in worst.items()
     }
-    for precision, limit in tolerance.items():
-        if not limit <= MAX_TOLERANCE:
+    for precision, error in worst.items():
+        if not tolerance[precision] <= MAX_TOLERANCE:
             raise GoldenError(
-                f"{precision} is off by {worst[precision]:.2f} (relative) from fp32 on the golden "
-                "set, so no self-test could tell it from a broken one; calibrate again, with "
-                "--keep-float for the worst layers, or pack without --int8"
+                f"{precision} is off by {error:.2f} (relative) from fp32 on the golden set, so no "
+                f"self-test could tell it from a broken one; {_WAY_OUT[precision]}"
             )
     return Golden(cases=tuple(kept), tolerance=tolerance)
+
+
+def _or_infinite(error: float) -> float:
+    return error if math.isfinite(error) else math.inf
+
+
+def golden_tensors(
+    prefix: str, arrays: Mapping[str, AnyArray], store: Callable[[str, bytes], object]
+) -> tuple[GoldenTensor, ...]:
+    """Store arrays below a prefix and return how they are found again."""
+    return tuple(
+        _tensor(f"{prefix}/{name}.bin", name, array, store) for name, array in arrays.items()
+    )
 
 
 def _tensor(

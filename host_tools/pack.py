@@ -12,7 +12,6 @@ from pathlib import Path
 
 import onnx
 
-from calibration.errors import GraphError
 from calibration.model_file import (
     load_model,
     profile_from_model,
@@ -20,11 +19,18 @@ from calibration.model_file import (
     specs_from_model,
 )
 from calibration.qdq import with_stored_int8
-from calibration.table import MAX_TABLE_BYTES, CalibrationTable, load_table, ort_path, table_path
+from calibration.table import (
+    MAX_TABLE_BYTES,
+    CalibrationTable,
+    check_lineage,
+    load_table,
+    ort_path,
+    table_path,
+)
 from edge import __version__
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME, blob_path
 from edge.errors import UsageError
-from edge.files import atomic_directory, read_capped, sha256_of, storage_errors
+from edge.files import atomic_directory, read_capped, storage_errors
 from edge.manifest import (
     SCHEMA_VERSION,
     Calibration,
@@ -46,9 +52,11 @@ from edge.session import Session
 from edge.spec import Profile, TensorSpec
 from edge.trust import sign
 from host_tools.blobs import BlobStore
-from host_tools.golden import golden_feeds, make_golden
+from host_tools.engine_record import records_in
+from host_tools.golden import Run, golden_feeds, make_golden
 from host_tools.keys import read_private_key
 from host_tools.measure import cpu_threads, measure
+from host_tools.pack_engines import engine_variants, reduced_runs
 from host_tools.progress import progress_bar
 from host_tools.samples import samples_at
 
@@ -57,6 +65,7 @@ from host_tools.samples import samples_at
 class PackRequest:
     """What goes into a bundle.
 
+    engines: the folder that `edge-kit build` wrote from fp32.
     golden: real samples, an .npz file, a folder of them, or text with a tokenizer.
     threads: intra-op threads for the measurement; None means every CPU of this process.
     """
@@ -67,6 +76,7 @@ class PackRequest:
     fp32: Path
     golden: Path
     int8: Path | None = None
+    engines: Path | None = None
     table: Path | None = None
     tokenizer: Path | None = None
     key: Path | None = None
@@ -100,7 +110,7 @@ def pack(request: PackRequest, *, say: Callable[[str], None]) -> Packed:
         path = request.table or table_path(request.int8)
         table = load_table(path)
         table_bytes = read_capped(path, max_bytes=MAX_TABLE_BYTES, follow_links=True)
-        _check_lineage(request.fp32, request.int8, table)
+        check_lineage(request.fp32, request.int8, table)
     with storage_errors("write", request.out), atomic_directory(request.out) as scratch:
         store = BlobStore(scratch)
         if table is not None:
@@ -131,6 +141,8 @@ def _check_as_a_device(scratch: Path, manifest: Manifest, threads: int) -> None:
 
     for model in manifest.models:
         for variant in model.variants:
+            if variant.backend != "ort":
+                continue  # tried on the device, in a child process
             graph = blob_path(scratch, manifest.artifact(variant.files[0]).sha256)
             session = _opened(graph, model.inputs, model.outputs, model.profile, threads)
             try:
@@ -151,19 +163,6 @@ def _opened(
     )
 
 
-def _check_lineage(fp32: Path, int8: Path, table: CalibrationTable) -> None:
-    for path, digest in (
-        (fp32, table.model_sha256),
-        (int8, table.tensorrt.sha256),
-        (ort_path(int8), table.ort.sha256),
-    ):
-        if sha256_of(path, follow_links=True)[0] != digest:
-            raise GraphError(
-                f"{path} is not the file that the calibration table of {int8} names; "
-                "run `edge-kit calibrate` again on the float model that you pack"
-            )
-
-
 def _pack_model(
     request: PackRequest,
     models: dict[Precision, onnx.ModelProto],
@@ -180,6 +179,8 @@ def _pack_model(
     )
     cases = golden_feeds(samples, profile)
     threads = request.threads or cpu_threads()
+    engines = request.engines or Path()
+    records = () if request.engines is None else records_in(engines, request.fp32)
     files = {p: store.add_model(f"{request.name}/{p}.onnx", m) for p, m in models.items()}
     paths = {artifact.path: blob_path(scratch, artifact.sha256) for artifact in store.artifacts}
     with contextlib.ExitStack() as stack:
@@ -188,7 +189,13 @@ def _pack_model(
             session = _opened(paths[names[0]], inputs, outputs, profile, threads)
             stack.callback(session.close)
             sessions[precision] = session
-        golden: Golden = make_golden(cases, sessions, store.add, prefix=f"{request.name}/golden")
+        runs: list[tuple[Precision, Run]] = [(p, sessions[p].run) for p in files]
+        golden: Golden = make_golden(
+            cases,
+            [*runs, *reduced_runs(records, engines)],
+            store.add,
+            prefix=f"{request.name}/golden",
+        )
         runtime = f"onnxruntime {installed_version('onnxruntime')}"
         with progress_bar() as progress:
             measured = [
@@ -219,7 +226,8 @@ def _pack_model(
                 measurements=tuple(batch[precision] for batch in measured),
             )
             for precision, names in files.items()
-        ),
+        )
+        + engine_variants(records, engines, store, prefix=f"{request.name}/engines"),
         preferences=(preference,),
         golden=golden,
         accuracy=None if table is None else table.ort.accuracy,

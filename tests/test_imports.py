@@ -45,9 +45,9 @@ EDGE_LAYERS = (
     {"choice", "trt_session"},
     {"engine_child", "serving"},
     {"engine_process", "telemetry"},
-    {"api", "preparing"},
+    {"api", "engine_job", "preparing"},
     {"loading"},
-    {"agent"},
+    {"agent", "doctor"},
     {"cli"},
 )
 LAYER_OF = {module: depth for depth, layer in enumerate(EDGE_LAYERS) for module in layer}

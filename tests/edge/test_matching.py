@@ -10,7 +10,7 @@ import pytest
 
 from edge.choice import REFUSAL_CODES, choice_from, rank
 from edge.manifest import EngineFacts, Variant
-from edge.matching import engine_mismatch, same_version
+from edge.matching import engine_mismatch, same_version, ways_to_run
 from edge.target import Target, detect_target
 from tests.bundles import affine_parts
 from tests.edge.device_trees import DEVICE_TREES
@@ -173,3 +173,23 @@ def test_two_spellings_of_a_version_agree_as_far_as_both_go(
     one: str, other: str, same: bool
 ) -> None:
     assert same_version(one, other) is same
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "typed", "fits"),
+    [
+        ("8.5.2", False, True), ("8.5.2", True, False), ("10.3.0", False, True),
+        ("10.13.3.9", True, True), ("10.13.3.9", False, False), ("11.4.0", None, True),
+        ("8.5.2", None, True),
+    ],
+)  # fmt: skip
+def test_a_graph_is_built_by_a_tensorrt_that_reads_precision_its_way(
+    tensorrt: str, typed: bool | None, fits: bool
+) -> None:
+    recipe = Variant(id="r", backend="trt", precision="fp16", files=("g",), typed=typed)
+    ways, mismatch = ways_to_run(
+        recipe, replace(HERE, tensorrt=tensorrt), trusted=True, may_build=True
+    )
+    assert ways == (("build",) if fits else ())
+    assert (mismatch is None) == fits
+    assert mismatch is None or mismatch.code == "version-mismatch"

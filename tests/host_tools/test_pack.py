@@ -23,7 +23,7 @@ from edge.ort_session import OrtSession
 from edge.spec import NUMPY_FROM_DATATYPE
 from edge.trust import trusted_keys_in
 from host_tools.blobs import BlobStore
-from host_tools.golden import FLOAT_TOLERANCE, INT8_FLOOR, GoldenError
+from host_tools.golden import FLOAT_TOLERANCE, FLOOR, GoldenError
 from host_tools.pack import pack
 from tests.calibration.nets import IMAGE, conv_net
 from tests.host_tools.packing import pack_request
@@ -44,7 +44,7 @@ def test_a_packed_bundle_opens_with_its_key_and_holds_what_was_asked(tmp_path: P
     assert model.calibration.method == "minmax"
     assert bundle.path(model.calibration.table).is_file()
     assert model.golden.tolerance["fp32"] == FLOAT_TOLERANCE
-    assert model.golden.tolerance["int8"] >= INT8_FLOOR
+    assert model.golden.tolerance["int8"] >= FLOOR["int8"]
     listed = {artifact.sha256 for artifact in bundle.manifest.artifacts}
     assert listed == {path.name for path in (packed.out / "blobs" / "sha256").iterdir()}
 
