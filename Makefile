@@ -13,6 +13,10 @@ PEER_litserve := litserve==0.2.19
 PEER_modelopt := nvidia-modelopt[onnx]==0.47.0
 PEER_alibi-detect := alibi-detect==0.13.0
 
+# One generation of TensorRT's Python bindings each, as folder=requirement; no libraries.
+BINDINGS := 8.6.1=tensorrt-bindings 10.3.0=tensorrt-cu12-bindings \
+	10.13.3.9=tensorrt-cu12-bindings 11.4.0.106=tensorrt-cu12-bindings
+
 # -qq: errors only.
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
@@ -24,7 +28,8 @@ define make_venv
 	$(1) -m venv --without-pip $(2) && $(1) -m pip --python $(2)/bin/python install -qq pip; fi
 endef
 
-.PHONY: help venv quickstart test test-py310 lint peers docs bench-minilm clean
+.PHONY: help venv quickstart test test-py310 test-surface test-gpu lint peers docs
+.PHONY: bench-minilm bench-gpu clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -47,6 +52,15 @@ test-py310: ## Run the tests of edge/ on Python 3.10, if there is one.
 	done; \
 	echo "NOT RUN: no Python 3.10 on this machine, so edge/ was not tested on it" >&2; \
 	[ -z "$$EDGE_REQUIRE" ]
+
+test-surface: $(VENV)/.stamp build/tensorrt-bindings/.stamp ## Check what we call against four generations of TensorRT.
+	$(BIN)/python -m pytest -m surface tests/edge/test_tensorrt_surface.py $(ARGS)
+
+test-gpu: ## Run the tests that need a GPU, with the TensorRT of $(PYTHON).
+	$(PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
+
+bench-gpu: ## Measure TensorRT on this GPU as in BENCHMARKS.md (30 minutes).
+	$(PYTHON) -m tests.gpu.bench_all build/gpu $(ARGS)
 
 lint: $(VENV)/.stamp ## Check style, types and the import table.
 	$(BIN)/ruff check
@@ -72,6 +86,13 @@ $(VENV)/.stamp: setup.py constraints.txt
 	@echo "installing into $(VENV): this takes minutes the first time" >&2
 	$(call make_venv,$(PYTHON),$(VENV))
 	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+build/tensorrt-bindings/.stamp: Makefile
+	@for pair in $(BINDINGS); do \
+		$(BIN)/python $(PIP_INSTALL) --no-deps --upgrade --target "$(@D)/$${pair%%=*}" \
+			"$${pair#*=}==$${pair%%=*}" || exit 1; \
+	done
 	@touch $@
 
 $(VENV310)/.stamp: setup.py constraints.txt

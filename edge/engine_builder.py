@@ -188,11 +188,17 @@ def _hint(said: str) -> str:
 
 
 def _plugins(trt: Any, network: Any) -> tuple[str, ...]:
-    """Return the types of layers that are not TensorRT's own."""
-    kinds = {getattr(trt.LayerType, name, None) for name in ("PLUGIN", "PLUGIN_V2", "PLUGIN_V3")}
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    found = (layer for layer in layers if layer.type in kinds - {None})
-    return tuple(sorted({str(layer.plugin.plugin_type) for layer in found}))
+    """Return the types of layers that are not TensorRT's own, or their names where it has none."""
+    found = set()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.PLUGIN_V2:
+            # The bindings give the base class and document this way down.
+            layer.__class__ = trt.IPluginV2Layer
+            found.add(str(layer.plugin.plugin_type))
+        elif layer.type == getattr(trt.LayerType, "PLUGIN_V3", None):
+            found.add(str(layer.name))
+    return tuple(sorted(found))
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
