@@ -6,9 +6,10 @@ TensorRT-RTX, it is what the ONNX says ("typed"): Cast for FP16, Q/DQ for INT8.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from edge.errors import BuildError
 from edge.manifest import Precision
 from edge.spec import Profile, ShapeRange
-from edge.tensorrt_library import TensorRT, takes_types
+from edge.tensorrt_library import Listener, TensorRT, takes_types
 
 Progress = Callable[[str, int, int], bool]
 
@@ -87,7 +88,8 @@ def engine_from_onnx(
     if hasattr(trt, "IProgressMonitor") and hasattr(config, "progress_monitor"):
         monitor = config.progress_monitor = _monitor(trt, progress)
     library.messages.clear()
-    plan = builder.build_serialized_network(network, config)
+    with _listening(library, None if monitor else _LogProgress(network, request, progress)):
+        plan = builder.build_serialized_network(network, config)
     if plan is None and monitor is not None and monitor.is_cancelled:
         raise BuildError(f"the build of {request.onnx} was cancelled; nothing is kept")
     if plan is None:
@@ -199,6 +201,34 @@ def _plugins(trt: Any, network: Any) -> tuple[str, ...]:
         elif layer.type == getattr(trt.LayerType, "PLUGIN_V3", None):
             found.add(str(layer.name))
     return tuple(sorted(found))
+
+
+class _LogProgress:
+    """Progress of TensorRT 8, which has no monitor: it names each layer whose kernels it times."""
+
+    MARK = "Computing costs for"
+
+    def __init__(self, network: Any, request: EngineRequest, progress: Progress) -> None:
+        self._total = network.num_layers * len(request.profiles)  # before fusion: never too few
+        self._done = 0
+        self._progress = progress
+
+    def __call__(self, message: str) -> None:
+        if self.MARK in message:
+            self._done = min(self._done + 1, self._total)
+            self._progress("Timing kernels", self._done, self._total)
+
+
+@contextlib.contextmanager
+def _listening(library: TensorRT, listener: Listener | None) -> Iterator[None]:
+    if listener is None:
+        yield
+        return
+    library.listeners.append(listener)
+    try:
+        yield
+    finally:
+        library.listeners.remove(listener)
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

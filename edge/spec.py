@@ -82,6 +82,17 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatePair:
+    """An input that takes what an output gave in the run before; neither leaves the device.
+
+    input: of fixed shape, zeros before the first run. output: the name of the other.
+    """
+
+    input: TensorSpec
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeRange:
     """Smallest, most frequent and largest shape of one input."""
 

@@ -10,6 +10,7 @@ import collections
 import functools
 import importlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,17 +27,23 @@ _WAY_OUT: dict[TensorRtBackend, str] = {
 _KEPT_MESSAGES = 8
 STRONG_TYPING_SINCE = (10, 12)
 
+Listener = Callable[[str], None]
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRT:
-    """An imported TensorRT: its module, its version, and the one logger it accepts per process."""
+    """An imported TensorRT: its module, its version, and the one logger it accepts per process.
+
+    listeners: told every message, down to the most verbose, while they are in the list.
+    """
 
     backend: TensorRtBackend
     module: Any
     logger: Any
     messages: collections.deque[str] = field(repr=False)
+    listeners: list[Listener] = field(repr=False)
 
     @property
     def version(self) -> str:
@@ -76,13 +83,18 @@ def load_tensorrt(backend: TensorRtBackend) -> TensorRT:
             f"{name} is not importable: {first_line(error)}; {_WAY_OUT[backend]}"
         ) from error
     messages: collections.deque[str] = collections.deque(maxlen=_KEPT_MESSAGES)
+    listeners: list[Listener] = []
     return TensorRT(
-        backend=backend, module=module, logger=_new_logger(module, messages), messages=messages
+        backend=backend,
+        module=module,
+        logger=_new_logger(module, messages, listeners),
+        messages=messages,
+        listeners=listeners,
     )
 
 
-def _new_logger(trt: Any, messages: collections.deque[str]) -> Any:
-    """Return an ILogger that feeds Python's logging and remembers errors."""
+def _new_logger(trt: Any, messages: collections.deque[str], listeners: list[Listener]) -> Any:
+    """Return an ILogger that feeds Python's logging, remembers errors and tells the listeners."""
     severity = trt.ILogger.Severity
     levels = {
         severity.INTERNAL_ERROR: logging.ERROR,
@@ -97,6 +109,8 @@ def _new_logger(trt: Any, messages: collections.deque[str]) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, level: Any, message: str) -> None:
+            for listener in listeners:
+                listener(message)
             if levels[level] >= logging.ERROR:
                 messages.append(message)
             if level != severity.VERBOSE:

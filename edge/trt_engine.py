@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from edge.errors import InferenceError, ModelError
-from edge.spec import AnyArray, TensorSpec
+from edge.spec import AnyArray, StatePair, TensorSpec
 from edge.staging import Staged, staging_threads
 from edge.tensorrt_library import TensorRT
+from edge.trt_outputs import GrowingOutput
 
 Plan = bytes | mmap.mmap
 Shape = tuple[int, ...]
@@ -36,10 +38,26 @@ class Binding:
     cuda: Any
     threads: ThreadPoolExecutor
 
+    def close(self) -> None:
+        """Free the device memory; the pinned memory goes with its last array."""
+        self.device.free()
+
     def staged(self, shape: Shape) -> Staged:
         """Return the start of both memories as an array of this shape."""
         host = self.host[: prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
         return Staged(host=host, device=self.device, cuda=self.cuda, threads=self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The device memory of a StatePair: a run reads memory[turn] and writes memory[1 - turn].
+
+    Both are the same memory where TensorRT updates it in place.
+    """
+
+    pair: StatePair
+    memory: tuple[Any, Any]
+    size: int
 
 
 @dataclass(slots=True)
@@ -62,7 +80,8 @@ class Engine:
         self._threads = staging_threads()
         self._ranges: list[list[tuple[Shape, Shape, Shape]]] = []
         self.inputs: tuple[Binding, ...] = ()
-        self.outputs: tuple[Binding, ...] = ()
+        self.outputs: tuple[Binding | GrowingOutput, ...] = ()
+        self.states: tuple[State, ...] = ()
         self.contexts: list[Context] = []
         self.memory_bytes = 0
 
@@ -75,6 +94,7 @@ class Engine:
         cuda: Any,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        states: tuple[StatePair, ...] = (),
     ) -> Engine:
         """Deserialize and allocate; the device's context must be current.
 
@@ -92,7 +112,7 @@ class Engine:
             )
         opened = cls(library, runtime, engine, cuda)
         try:
-            opened._allocate(inputs, outputs)
+            opened._allocate(inputs, outputs, states)
             opened.memory_bytes = max(0, free_before - cuda.mem_get_info()[0])
         except cuda.MemoryError as error:
             opened.close()
@@ -110,8 +130,10 @@ class Engine:
         self._threads.shutdown()
         self.contexts.clear()
         for binding in (*self.inputs, *self.outputs):
-            binding.device.free()
-        self.inputs = self.outputs = ()
+            binding.close()
+        for memory in {id(m): m for state in self.states for m in state.memory}.values():
+            memory.free()
+        self.inputs = self.outputs = self.states = ()
         if self._scratch is not None:
             self._scratch.free()
         self._scratch = self._engine = self._runtime = None
@@ -170,8 +192,7 @@ class Engine:
             if not context.set_optimization_profile_async(profile, stream.handle):
                 raise InferenceError(f"profile {profile} refused: {self.library.last_error()}")
             stream.synchronize()
-        for binding in (*self.inputs, *self.outputs):
-            context.set_tensor_address(binding.name, int(binding.device))
+        self._set_addresses(context, (*self.inputs, *self.outputs))
         return Context(handle=context)
 
     def set_shapes(self, context: Context, shapes: Shapes) -> None:
@@ -186,14 +207,42 @@ class Engine:
                 )
         context.shapes = shapes
 
-    def output_shapes(self, profile: int, shapes: Shapes) -> Shapes:
-        """Return the shapes that the outputs have for these input shapes."""
+    @property
+    def is_sized(self) -> bool:
+        """Whether the shapes of all outputs follow from those of the inputs."""
+        return not any(isinstance(binding, GrowingOutput) for binding in self.outputs)
+
+    def answers(self, profile: int, shapes: Shapes) -> list[Staged | GrowingOutput]:
+        """Return where the outputs arrive for these input shapes."""
         context = self.contexts[profile]
         self.set_shapes(context, shapes)
-        return tuple(tuple(context.handle.get_tensor_shape(b.name)) for b in self.outputs)
+        return [
+            b
+            if isinstance(b, GrowingOutput)
+            else b.staged(tuple(context.handle.get_tensor_shape(b.name)))
+            for b in self.outputs
+        ]
 
-    def _allocate(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-        _check_interface(self.library.module, self._engine, inputs, outputs)
+    def set_states(self, context: Context, turn: int) -> None:
+        """Point a context at the states of this turn."""
+        for state in self.states:
+            context.handle.set_tensor_address(state.pair.input.name, int(state.memory[turn]))
+            context.handle.set_tensor_address(state.pair.output, int(state.memory[1 - turn]))
+
+    def reset_states(self, stream: Any) -> None:
+        """Put zeros on the stream, for every state."""
+        for state in self.states:
+            for memory in state.memory:
+                self._cuda.memset_d8_async(int(memory), 0, state.size, stream)
+
+    def _allocate(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        states: tuple[StatePair, ...],
+    ) -> None:
+        _check_interface(self.library.module, self._engine, inputs, outputs, states)
+        self.states = tuple(self._state(pair) for pair in states)
         profiles = range(self._engine.num_optimization_profiles)
         self._ranges = [
             [self._range(spec.name, profile) for spec in inputs] for profile in profiles
@@ -212,25 +261,44 @@ class Engine:
             for context, ranges in zip(self.contexts, self._ranges, strict=True)
         ]
         self.outputs = tuple(
-            self._binding(spec, max((shapes[i] for shapes in sizes), key=prod))
-            for i, spec in enumerate(outputs)
+            self._output(spec, [shapes[i] for shapes in sizes]) for i, spec in enumerate(outputs)
         )
         for context in self.contexts:
-            for binding in self.outputs:
-                context.handle.set_tensor_address(binding.name, int(binding.device))
+            self._set_addresses(context.handle, self.outputs)
+
+    def _set_addresses(self, context: Any, bindings: Iterable[Binding | GrowingOutput]) -> None:
+        for binding in bindings:
+            if isinstance(binding, GrowingOutput):
+                context.set_output_allocator(binding.name, binding.allocator)
+            else:
+                context.set_tensor_address(binding.name, int(binding.device))
+
+    def _output(self, spec: TensorSpec, shapes: list[Shape]) -> Binding | GrowingOutput:
+        """Return the memory of an output; a negative dimension is one that a run decides."""
+        if any(dim < 0 for shape in shapes for dim in shape):
+            return GrowingOutput(spec.name, self._dtype(spec.name), self.library.module, self._cuda)
+        return self._binding(spec, max(shapes, key=prod))
+
+    def _state(self, pair: StatePair) -> State:
+        name, shape = pair.input.name, tuple(self._engine.get_tensor_shape(pair.input.name))
+        other = tuple(self._engine.get_tensor_shape(pair.output))
+        if any(dim < 0 for dim in shape) or shape != other:
+            raise ModelError(
+                f"state {name!r} has the shape {list(shape)}, {pair.output!r} has {list(other)}; "
+                "both must be the same and fixed: export the model so"
+            )
+        size = max(1, prod(shape) * self._dtype(name).itemsize)
+        first = self._cuda.mem_alloc(size)
+        aliased = getattr(self._engine, "get_aliased_input_tensor", None)
+        if aliased is not None and aliased(pair.output) == name:
+            return State(pair=pair, memory=(first, first), size=size)
+        return State(pair=pair, memory=(first, self._cuda.mem_alloc(size)), size=size)
 
     def _output_shapes(
         self, context: Context, outputs: tuple[TensorSpec, ...], shapes: Shapes
     ) -> Shapes:
         self.set_shapes(context, shapes)
-        found = tuple(tuple(context.handle.get_tensor_shape(spec.name)) for spec in outputs)
-        for spec, shape in zip(outputs, found, strict=True):
-            if any(dim < 0 for dim in shape):
-                raise ModelError(
-                    f"output {spec.name!r} has a shape that depends on values: {list(shape)}; "
-                    "serve this model through ONNX Runtime"
-                )
-        return found
+        return tuple(tuple(context.handle.get_tensor_shape(spec.name)) for spec in outputs)
 
     def _range(self, name: str, profile: int) -> tuple[Shape, Shape, Shape]:
         low, opt, high = (
@@ -239,7 +307,7 @@ class Engine:
         return low, opt, high
 
     def _binding(self, spec: TensorSpec, shape: Shape) -> Binding:
-        dtype = np.dtype(self.library.module.nptype(self._engine.get_tensor_dtype(spec.name)))
+        dtype = self._dtype(spec.name)
         size = max(1, prod(shape) * dtype.itemsize)
         return Binding(
             name=spec.name,
@@ -249,6 +317,11 @@ class Engine:
             cuda=self._cuda,
             threads=self._threads,
         )
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        kind = self.library.module.nptype(self._engine.get_tensor_dtype(name))
+        dtype: np.dtype[Any] = np.dtype(kind)
+        return dtype
 
     def _scratch_bytes(self) -> int:
         engine = self._engine
@@ -268,15 +341,26 @@ def _kind(layer: dict[str, Any]) -> str:
 
 
 def _check_interface(
-    trt: Any, engine: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    trt: Any,
+    engine: Any,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    states: tuple[StatePair, ...],
 ) -> None:
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    for kind, mode, specs in (
-        ("inputs", trt.TensorIOMode.INPUT, inputs),
-        ("outputs", trt.TensorIOMode.OUTPUT, outputs),
+    for kind, mode, expected in (
+        (
+            "inputs",
+            trt.TensorIOMode.INPUT,
+            {s.name for s in inputs} | {pair.input.name for pair in states},
+        ),
+        (
+            "outputs",
+            trt.TensorIOMode.OUTPUT,
+            {s.name for s in outputs} | {pair.output for pair in states},
+        ),
     ):
         found = {name for name in names if engine.get_tensor_mode(name) == mode}
-        expected = {spec.name for spec in specs}
         if found != expected:
             raise ModelError(
                 f"the engine has the {kind} {sorted(found)}, the manifest says "

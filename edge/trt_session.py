@@ -17,10 +17,11 @@ import numpy as np
 from edge.cuda_graph import CudaGraph
 from edge.cuda_library import PrimaryContext, load_cuda
 from edge.errors import EdgeError, InferenceError, InputError
-from edge.spec import AnyArray, Feeds, Profile, TensorSpec, check_feeds
+from edge.spec import AnyArray, Feeds, Profile, StatePair, TensorSpec, check_feeds
 from edge.staging import Staged
 from edge.tensorrt_library import TensorRT
 from edge.trt_engine import Context, Engine, Plan, Shapes
+from edge.trt_outputs import GrowingOutput
 
 # A shape gets a graph at this run; this many shapes are remembered, the oldest goes first.
 GRAPH_AT_RUN = 3
@@ -34,15 +35,16 @@ class _Plan:
     """Everything that one exact set of input shapes needs, worked out once.
 
     feeds, answers: pinned memory in the shapes of this plan, with the device memory behind it.
+    graphs: by the turn of the states, which have an address each turn.
     """
 
     shapes: Shapes
     profile: int
-    context: Context
     feeds: list[Staged]
-    answers: list[Staged]
+    answers: list[Staged | GrowingOutput]
     runs: int = 0
-    graph: CudaGraph | None = field(default=None)
+    graphs: dict[int, CudaGraph] = field(default_factory=dict)
+    contexts: list[Context] = field(default_factory=list)
 
 
 class TrtSession:
@@ -65,7 +67,9 @@ class TrtSession:
         self._cuda = cuda
         self.device_context = context
         self._profile = profile
-        self._use_graphs = use_graphs
+        # A graph replays what was captured, and a growing output would need a new address.
+        self._use_graphs = use_graphs and engine.is_sized
+        self._turn = 0
         self._stream = cuda.Stream()
         self._plans: OrderedDict[Shapes, _Plan] = OrderedDict()
 
@@ -78,6 +82,7 @@ class TrtSession:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         profile: Profile,
+        states: tuple[StatePair, ...] = (),
         device: int = 0,
         use_graphs: bool = True,
     ) -> TrtSession:
@@ -90,8 +95,10 @@ class TrtSession:
         cuda = load_cuda()
         context = PrimaryContext(cuda, device)
         with context:
-            engine = Engine.open(plan, library=library, cuda=cuda, inputs=inputs, outputs=outputs)
-            return cls(
+            engine = Engine.open(
+                plan, library=library, cuda=cuda, inputs=inputs, outputs=outputs, states=states
+            )
+            session = cls(
                 engine,
                 cuda,
                 context,
@@ -100,6 +107,8 @@ class TrtSession:
                 profile=profile,
                 use_graphs=use_graphs,
             )
+        session.reset_state()
+        return session
 
     def run(self, feeds: Feeds) -> dict[str, AnyArray]:
         """Return every output for one set of feeds; see `session.Session`."""
@@ -112,17 +121,19 @@ class TrtSession:
                 for spec, staged in zip(self.inputs, plan.feeds, strict=True):
                     _check_range(spec, feeds[spec.name], staged)
                     staged.fill(feeds[spec.name], self._stream)
-                if plan.graph is not None:
-                    plan.graph.launch()
+                graph = plan.graphs.get(self._turn)
+                if graph is not None:
+                    graph.launch()
                 else:
-                    self._enqueue(plan)
+                    self._enqueue(plan, self._engine.contexts[plan.profile])
                 self._stream.synchronize()
+                if self._engine.states:
+                    self._turn = 1 - self._turn
+                if not self._engine.is_sized:
+                    return self._answers(plan)
             except self._cuda.Error as error:
                 raise InferenceError(f"CUDA failed to run the engine: {error}") from error
-        return {
-            spec.name: staged.copied_as(spec.dtype)
-            for spec, staged in zip(self.outputs, plan.answers, strict=True)
-        }
+        return self._answers(plan)
 
     @property
     def memory_bytes(self) -> int:
@@ -136,10 +147,14 @@ class TrtSession:
     @property
     def graphs(self) -> int:
         """The number of shapes that run as a CUDA graph now."""
-        return sum(plan.graph is not None for plan in self._plans.values())
+        return sum(bool(plan.graphs) for plan in self._plans.values())
 
     def reset_state(self) -> None:
-        """Do nothing: these engines keep no state."""
+        """Fill all state with zeros."""
+        if self._engine is not None and self._engine.states:
+            with self.device_context:
+                self._engine.reset_states(self._stream)
+                self._stream.synchronize()
 
     def close(self) -> None:
         """Free graphs, contexts, engine and device memory."""
@@ -161,7 +176,7 @@ class TrtSession:
         else:
             self._plans.move_to_end(shapes)
         plan.runs += 1
-        if plan.runs == GRAPH_AT_RUN and self._use_graphs:
+        if plan.runs >= GRAPH_AT_RUN and self._use_graphs and self._turn not in plan.graphs:
             self._capture(plan)
         return plan
 
@@ -174,26 +189,32 @@ class TrtSession:
                 f"no profile of the engine takes the shapes {[list(shape) for shape in shapes]}; "
                 "build it with a wider profile"
             )
-        sizes = engine.output_shapes(profile, shapes)
         return _Plan(
             shapes=shapes,
             profile=profile,
-            context=engine.contexts[profile],
             feeds=[b.staged(shape) for b, shape in zip(engine.inputs, shapes, strict=True)],
-            answers=[b.staged(shape) for b, shape in zip(engine.outputs, sizes, strict=True)],
+            answers=engine.answers(profile, shapes),
         )
 
-    def _enqueue(self, plan: _Plan) -> None:
+    def _answers(self, plan: _Plan) -> dict[str, AnyArray]:
+        return {
+            spec.name: staged.copied_as(spec.dtype)
+            for spec, staged in zip(self.outputs, plan.answers, strict=True)
+        }
+
+    def _enqueue(self, plan: _Plan, context: Context) -> None:
         engine = self._engine
         assert engine is not None  # noqa: S101
-        engine.set_shapes(plan.context, plan.shapes)
+        engine.set_shapes(context, plan.shapes)
+        engine.set_states(context, self._turn)
         for staged in plan.feeds:
             if not staged.is_large:  # a large one is on its way since it was filled
                 self._cuda.memcpy_htod_async(staged.device, staged.host, self._stream)
-        if not plan.context.handle.execute_async_v3(self._stream.handle):
+        if not context.handle.execute_async_v3(self._stream.handle):
             raise InferenceError(f"TensorRT failed to run: {engine.library.last_error()}")
-        for staged in plan.answers:
-            self._cuda.memcpy_dtoh_async(staged.host, staged.device, self._stream)
+        for answer in plan.answers:
+            if isinstance(answer, Staged):  # another is copied when its size is known
+                self._cuda.memcpy_dtoh_async(answer.host, answer.device, self._stream)
 
     def _capture(self, plan: _Plan) -> None:
         """Make a graph of a frequent shape, or stop trying.
@@ -204,19 +225,23 @@ class TrtSession:
         engine = self._engine
         assert engine is not None  # noqa: S101
         try:
-            plan.context = engine.new_context(plan.profile)
-            self._enqueue(plan)  # the first run of a context does work that cannot be captured
+            context = engine.new_context(plan.profile)
+            self._enqueue(plan, context)  # a context's first run does work no graph can hold
             self._stream.synchronize()
-            plan.graph = CudaGraph.capture(self._stream.handle, lambda: self._enqueue(plan))
+            plan.graphs[self._turn] = CudaGraph.capture(
+                self._stream.handle, lambda: self._enqueue(plan, context)
+            )
+            plan.contexts.append(context)
         except (EdgeError, self._cuda.Error) as error:
-            plan.context = engine.contexts[plan.profile]
             self._use_graphs = False
             logger.warning("runs without CUDA graphs shapes=%s: %s", plan.shapes, error)
 
 
 def _drop(plan: _Plan) -> None:
-    if plan.graph is not None:
-        plan.graph.close()
+    for graph in plan.graphs.values():
+        graph.close()
+    plan.graphs.clear()
+    plan.contexts.clear()
 
 
 def _check_range(spec: TensorSpec, feed: AnyArray, staged: Staged) -> None:

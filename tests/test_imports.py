@@ -40,7 +40,7 @@ EDGE_LAYERS = (
     {"config", "console", "cuda_graph", "cuda_query", "files", "onnxruntime_library", "spec"},
     {"cuda_library", "manifest", "oip_json", "session", "tensorrt_library", "trust"},
     {"bundle", "engine_builder", "metrics", "oip", "ort_session", "sealed", "self_test"},
-    {"engine_cache", "staging", "target", "unit", "worker", "wsgi"},
+    {"engine_cache", "staging", "trt_outputs", "target", "unit", "worker", "wsgi"},
     {"matching", "trt_engine"},
     {"choice", "trt_session"},
     {"engine_child", "serving"},

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from edge.engine_builder import EngineRequest, engine_from_onnx
 from edge.errors import InputError, ModelError
 from edge.session import Session
-from edge.spec import Profile, ShapeRange, TensorSpec
+from edge.spec import Profile, ShapeRange, StatePair, TensorSpec
 from edge.tensorrt_library import TensorRT, load_tensorrt
 from edge.trt_session import GRAPH_AT_RUN, MAX_SHAPES, TrtSession
 from tests.models import (
@@ -41,9 +43,9 @@ def library() -> TensorRT:
 
 @pytest.fixture(scope="module")
 def plan(library: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    onnx = save(affine_model(), tmp_path_factory.mktemp("onnx") / "affine.onnx")
+    file = save(affine_model(), tmp_path_factory.mktemp("onnx") / "affine.onnx")
     request = EngineRequest(
-        onnx=onnx, precision="fp32", profiles=(BATCH_1, AFFINE_PROFILE), tactic_sources=SOURCES
+        onnx=file, precision="fp32", profiles=(BATCH_1, AFFINE_PROFILE), tactic_sources=SOURCES
     )
     return engine_from_onnx(request, library).plan
 
@@ -96,8 +98,8 @@ def test_answers_stay_right_when_shapes_become_graphs_and_take_turns(session: Tr
 
 def test_more_shapes_than_are_remembered_still_run(library: TensorRT, tmp_path: Path) -> None:
     wide = Profile(ranges={"x": ShapeRange(min=(1, 4), opt=(4, 4), max=(64, 4))})
-    onnx = save(affine_model(), tmp_path / "affine.onnx")
-    request = EngineRequest(onnx=onnx, precision="fp32", profiles=(wide,), tactic_sources=SOURCES)
+    file = save(affine_model(), tmp_path / "affine.onnx")
+    request = EngineRequest(onnx=file, precision="fp32", profiles=(wide,), tactic_sources=SOURCES)
     session = TrtSession.open(
         engine_from_onnx(request, library).plan,
         library=library, inputs=AFFINE_INPUTS, outputs=AFFINE_OUTPUTS, profile=wide,
@@ -122,12 +124,12 @@ def test_two_sessions_share_a_thread_and_close_in_any_order(library: TensorRT, p
 def test_an_integer_that_the_engine_cannot_hold_is_refused(
     library: TensorRT, tmp_path: Path
 ) -> None:
-    onnx = save(gather_model(), tmp_path / "gather.onnx")
+    file = save(gather_model(), tmp_path / "gather.onnx")
     index = TensorSpec(name="i", datatype="INT64", shape=(1,))
     shape = ShapeRange(min=(1,), opt=(1,), max=(1,))
     profile = Profile(ranges={"i": shape})
     request = EngineRequest(
-        onnx=onnx, precision="fp32", profiles=(profile,), tactic_sources=SOURCES
+        onnx=file, precision="fp32", profiles=(profile,), tactic_sources=SOURCES
     )
     session = TrtSession.open(
         engine_from_onnx(request, library).plan,
@@ -173,3 +175,98 @@ def test_opening_and_closing_many_times_leaves_device_memory_as_it_was(
             with session.device_context:
                 free.append(cuda.mem_get_info()[0])
     assert free[-1] >= free[0]
+
+
+def model_of(nodes: list, inputs: list, outputs: list) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "net", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def built(library: TensorRT, model: onnx.ModelProto, profile: Profile, folder: Path) -> bytes:
+    request = EngineRequest(
+        onnx=save(model, folder / "model.onnx"), precision="fp32", profiles=(profile,),
+        tactic_sources=SOURCES,
+    )  # fmt: skip
+    return engine_from_onnx(request, library).plan
+
+
+def test_outputs_whose_size_depends_on_values(library: TensorRT, tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    model = model_of(
+        [helper.make_node("NonZero", ["x"], ["y"])],
+        [value("x", TensorProto.FLOAT, ["rows", 4])],
+        [value("y", TensorProto.INT64, [2, "found"])],
+    )
+    profile = Profile(ranges={"x": ShapeRange(min=(1, 4), opt=(4, 4), max=(64, 4))})
+    session = TrtSession.open(
+        built(library, model, profile, tmp_path),
+        library=library,
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=("rows", 4)),),
+        outputs=(TensorSpec(name="y", datatype="INT64", shape=(2, "found")),),
+        profile=profile,
+    )
+    rng = np.random.default_rng(0)
+    for rows in (1, 64, 3, 3, 3, 3, 17):
+        x = (rng.random((rows, 4)) > 0.5).astype(np.float32)
+        np.testing.assert_array_equal(session.run({"x": x})["y"], np.stack(np.nonzero(x)))
+    assert session.run({"x": np.zeros((2, 4), np.float32)})["y"].shape == (2, 0)
+    assert session.graphs == 0
+    session.close()
+
+
+@pytest.mark.parametrize("use_graphs", [True, False])
+def test_state_stays_on_the_device_from_run_to_run(
+    library: TensorRT, tmp_path: Path, use_graphs: bool
+) -> None:
+    value = helper.make_tensor_value_info
+    model = model_of(
+        [
+            helper.make_node("Add", ["x", "sum"], ["next_sum"]),
+            helper.make_node("Neg", ["next_sum"], ["y"]),
+        ],
+        [value(name, TensorProto.FLOAT, [1, 4]) for name in ("x", "sum")],
+        [value(name, TensorProto.FLOAT, [1, 4]) for name in ("next_sum", "y")],
+    )
+    profile = Profile(ranges={"x": ShapeRange(min=(1, 4), opt=(1, 4), max=(1, 4))})
+    spec = TensorSpec(name="sum", datatype="FP32", shape=(1, 4))
+    session = TrtSession.open(
+        built(library, model, profile, tmp_path),
+        library=library,
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(1, 4)),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(1, 4)),),
+        profile=profile,
+        states=(StatePair(input=spec, output="next_sum"),),
+        use_graphs=use_graphs,
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        total = np.zeros((1, 4), np.float32)
+        for _ in range(3 * GRAPH_AT_RUN + 1):
+            x = rng.integers(-9, 9, (1, 4)).astype(np.float32)
+            total += x
+            np.testing.assert_array_equal(session.run({"x": x})["y"], -total)
+        session.reset_state()
+    assert session.graphs == int(use_graphs)
+    session.close()
+
+
+def test_a_build_tells_its_progress_and_counts_its_layers(
+    library: TensorRT, tmp_path: Path
+) -> None:
+    steps: list[tuple[str, int, int]] = []
+
+    def progress(*step: object) -> bool:
+        steps.append(step)  # type: ignore[arg-type]
+        return True
+
+    request = EngineRequest(
+        onnx=save(affine_model(), tmp_path / "affine.onnx"), precision="fp32",
+        profiles=(AFFINE_PROFILE,), tactic_sources=SOURCES,
+    )  # fmt: skip
+    plan = engine_from_onnx(request, library, progress=progress).plan
+    assert steps
+    assert all(0 < done <= total for _, done, total in steps)
+    session = opened(library, plan)
+    assert sum(session.layers().values()) > 0
+    assert session.memory_bytes >= 0
+    session.close()
