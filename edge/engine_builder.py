@@ -7,6 +7,7 @@ TensorRT-RTX, it is what the ONNX says ("typed"): Cast for FP16, Q/DQ for INT8.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from edge.manifest import Precision
 from edge.spec import Profile, ShapeRange
 from edge.tensorrt_library import Listener, TensorRT, takes_types
 
+_CUDNN_8 = 8000
 Progress = Callable[[str, int, int], bool]
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,6 @@ class EngineRequest:
     profiles: optimisation profiles, the narrowest first; one for batch 1 alone pays at batch 1.
     workspace_bytes: memory that a tactic may use; None leaves it to TensorRT.
     optimization_level: 0 to 5; 3 is TensorRT's own default (8.6 and later).
-    tactic_sources: names of trt.TacticSource to use; None is TensorRT's default.
     compute_capabilities: such as ("SM86", "SM89"), TensorRT-RTX only; empty is this device.
     timing_cache: what an earlier build returned on the same device, version and flags.
     """
@@ -42,7 +43,6 @@ class EngineRequest:
     workspace_bytes: int | None = None
     optimization_level: int = 3
     tf32: bool = False
-    tactic_sources: tuple[str, ...] | None = None
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: bytes = b""
 
@@ -153,9 +153,9 @@ def _set_limits(config: Any, trt: Any, request: EngineRequest) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     if hasattr(config, "builder_optimization_level"):
         config.builder_optimization_level = request.optimization_level
-    if request.tactic_sources is not None:
-        sources = (getattr(trt.TacticSource, name) for name in request.tactic_sources)
-        config.set_tactic_sources(sum(1 << int(source) for source in sources))
+    if hasattr(trt.TacticSource, "CUDNN") and not _has_cudnn():
+        # TensorRT 8 takes cuDNN for granted and fails where it is not.
+        config.set_tactic_sources(config.get_tactic_sources() & ~(1 << int(trt.TacticSource.CUDNN)))
     if request.compute_capabilities:
         config.num_compute_capabilities = len(request.compute_capabilities)
         for index, name in enumerate(request.compute_capabilities):
@@ -165,6 +165,14 @@ def _set_limits(config: Any, trt: Any, request: EngineRequest) -> None:
     if sharing is not None:
         config.set_preview_feature(sharing, True)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def _has_cudnn() -> bool:
+    """Whether there is a cuDNN 8, by the version that it gives itself."""
+    try:
+        return int(ctypes.CDLL("libcudnn.so.8").cudnnGetVersion()) >= _CUDNN_8
+    except (OSError, AttributeError):
+        return False
 
 
 def _profile(builder: Any, network: Any, profile: Profile) -> Any:

@@ -29,7 +29,7 @@ class AgentProcessError(EdgeError):
 
 @contextlib.contextmanager
 def agent_process(
-    folder: Path, flags: Sequence[str]
+    folder: Path, flags: Sequence[str], *, timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run `edge-agent serve FLAGS` in folder and yield (URL, process) once it is ready.
 
@@ -45,7 +45,7 @@ def agent_process(
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=folder, env=environ, stderr=sink)
     try:
-        yield _wait_until_ready(process, log), process
+        yield _wait_until_ready(process, log, timeout_s), process
     finally:
         process.terminate()
         try:
@@ -66,8 +66,8 @@ def script(name: str) -> str:
     return found
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, timeout_s: float) -> str:
+    deadline = time.monotonic() + timeout_s
     while process.poll() is None and time.monotonic() < deadline:
         for line in log.read_text().splitlines():
             if " ready models=" in line:

@@ -52,8 +52,8 @@ def affine_parts(
     files = {f"affine/{name}.onnx": graph for name in ("int8", "fp32")}
     files |= {f"affine/{name}.onnx": content for name, content in (graphs or {}).items()}
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
-    golden_in = _golden("affine/golden/0/in", {"x": x}, files)
-    golden_out = _golden("affine/golden/0/out", affine(x), files)
+    golden_in = golden_tensors("affine/golden/0/in", {"x": x}, files)
+    golden_out = golden_tensors("affine/golden/0/out", affine(x), files)
     model = m.Model(
         name="affine",
         version="1",
@@ -100,7 +100,7 @@ def write_bundle(
     return root
 
 
-def _golden(
+def golden_tensors(
     prefix: str, tensors: dict[str, np.ndarray], files: dict[str, bytes]
 ) -> tuple[m.GoldenTensor, ...]:
     golden = []

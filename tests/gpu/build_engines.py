@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge.engine_builder import EngineRequest, engine_from_onnx
 from edge.tensorrt_library import load_tensorrt
-from tests.gpu.shapes import SOURCES, profiles
+from tests.gpu.shapes import profiles
 
 LEVEL = 3
 
@@ -28,7 +28,6 @@ def main(folder: Path, caches: Path, names: list[str]) -> None:
             profiles=profiles(name),
             workspace_bytes=8 << 30,
             optimization_level=LEVEL,
-            tactic_sources=SOURCES,
             timing_cache=cache.read_bytes() if cache.exists() else b"",
         )
         built = engine_from_onnx(request, library)

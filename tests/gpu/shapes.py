@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from edge.spec import Profile, ShapeRange, TensorSpec
 
-# cuDNN is neither needed nor everywhere there.
-SOURCES = ("CUBLAS", "CUBLAS_LT", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:

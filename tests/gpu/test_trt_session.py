@@ -31,8 +31,6 @@ from tests.models import (
 from tests.session_contract import SessionContract
 
 pytestmark = [pytest.mark.gpu, pytest.mark.trt]
-# cuDNN is not needed, and not everywhere there.
-SOURCES = ("CUBLAS", "CUBLAS_LT", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 BATCH_1 = Profile(ranges={"x": ShapeRange(min=(1, 4), opt=(1, 4), max=(1, 4))})
 
 
@@ -45,7 +43,9 @@ def library() -> TensorRT:
 def plan(library: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     file = save(affine_model(), tmp_path_factory.mktemp("onnx") / "affine.onnx")
     request = EngineRequest(
-        onnx=file, precision="fp32", profiles=(BATCH_1, AFFINE_PROFILE), tactic_sources=SOURCES
+        onnx=file,
+        precision="fp32",
+        profiles=(BATCH_1, AFFINE_PROFILE),
     )
     return engine_from_onnx(request, library).plan
 
@@ -99,7 +99,11 @@ def test_answers_stay_right_when_shapes_become_graphs_and_take_turns(session: Tr
 def test_more_shapes_than_are_remembered_still_run(library: TensorRT, tmp_path: Path) -> None:
     wide = Profile(ranges={"x": ShapeRange(min=(1, 4), opt=(4, 4), max=(64, 4))})
     file = save(affine_model(), tmp_path / "affine.onnx")
-    request = EngineRequest(onnx=file, precision="fp32", profiles=(wide,), tactic_sources=SOURCES)
+    request = EngineRequest(
+        onnx=file,
+        precision="fp32",
+        profiles=(wide,),
+    )
     session = TrtSession.open(
         engine_from_onnx(request, library).plan,
         library=library, inputs=AFFINE_INPUTS, outputs=AFFINE_OUTPUTS, profile=wide,
@@ -129,7 +133,9 @@ def test_an_integer_that_the_engine_cannot_hold_is_refused(
     shape = ShapeRange(min=(1,), opt=(1,), max=(1,))
     profile = Profile(ranges={"i": shape})
     request = EngineRequest(
-        onnx=file, precision="fp32", profiles=(profile,), tactic_sources=SOURCES
+        onnx=file,
+        precision="fp32",
+        profiles=(profile,),
     )
     session = TrtSession.open(
         engine_from_onnx(request, library).plan,
@@ -185,7 +191,6 @@ def model_of(nodes: list, inputs: list, outputs: list) -> onnx.ModelProto:
 def built(library: TensorRT, model: onnx.ModelProto, profile: Profile, folder: Path) -> bytes:
     request = EngineRequest(
         onnx=save(model, folder / "model.onnx"), precision="fp32", profiles=(profile,),
-        tactic_sources=SOURCES,
     )  # fmt: skip
     return engine_from_onnx(request, library).plan
 
@@ -261,7 +266,7 @@ def test_a_build_tells_its_progress_and_counts_its_layers(
 
     request = EngineRequest(
         onnx=save(affine_model(), tmp_path / "affine.onnx"), precision="fp32",
-        profiles=(AFFINE_PROFILE,), tactic_sources=SOURCES,
+        profiles=(AFFINE_PROFILE,),
     )  # fmt: skip
     plan = engine_from_onnx(request, library, progress=progress).plan
     assert steps
