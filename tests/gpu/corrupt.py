@@ -70,7 +70,7 @@ def main(where: Path, variant_id: str, truncations: int, flips: int) -> None:
         "another version in the header": [_other_version(good, step) for step in (1, 2, 3)],
     }
     assert unchecked(good) == "answers within tolerance"
-    with ThreadPoolExecutor(min(12, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for kind, contents in kinds.items():
             with_check = collections.Counter(pool.map(checked, contents))
             without = collections.Counter(pool.map(unchecked, contents))
