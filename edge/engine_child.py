@@ -22,7 +22,7 @@ import msgspec
 
 from edge.cuda_query import free_memory_bytes
 from edge.engine_builder import EngineRequest, engine_from_onnx
-from edge.errors import EdgeError
+from edge.errors import EdgeError, ModelError
 from edge.files import read_capped
 from edge.manifest import Model, Precision
 from edge.sealed import memory_content
@@ -32,6 +32,7 @@ from edge.trt_session import TrtSession
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 10
+_MAX_GOLDEN_BYTES = 1 << 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,8 @@ def main() -> None:
 def _try(request: TryRequest) -> Report:
     begun = time.monotonic()
     library = load_tensorrt(request.backend)
+    if os.fstat(request.engine).st_size == 0:
+        raise ModelError("the engine is empty; build it again")
     with mmap.mmap(request.engine, 0, prot=mmap.PROT_READ) as plan:
         session = TrtSession.open(
             plan,
@@ -130,7 +133,7 @@ def _try(request: TryRequest) -> Report:
             request.model,
             request.precision,
             infer=session.run,
-            read=lambda path: read_capped(Path(request.golden[path]), max_bytes=sys.maxsize - 1),
+            read=lambda path: read_capped(Path(request.golden[path]), max_bytes=_MAX_GOLDEN_BYTES),
         )
         return Report(
             self_test=result,

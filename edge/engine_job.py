@@ -17,9 +17,9 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from edge.engine_builder import EngineRequest, Progress, engine_profiles
+from edge.engine_builder import EngineRequest, Progress
 from edge.engine_child import BuildRequest, TryRequest
-from edge.engine_process import AttemptError, attempt, build
+from edge.engine_process import AttemptError, build_and_try
 from edge.errors import BuildError
 from edge.manifest import EngineFacts, Model, Precision
 from edge.matching import machine_problem
@@ -92,23 +92,18 @@ def run_job(
         }
         engine, timings = memory_file(), memory_file()
         try:
-            built = build(
+            built, tried = build_and_try(
                 BuildRequest(
                     backend=backend,
                     request=EngineRequest(
                         onnx=graph,
                         precision=job.precision,
-                        profiles=engine_profiles(job.model.profile),
+                        profiles=(),
                         optimization_level=job.optimization_level,
                     ),
                     engine=engine,
                     timing_cache=timings,
                 ),
-                timeout_s=job.timeout_s,
-                progress=progress,
-            )
-            plan = memory_content(engine)
-            tried = attempt(
                 TryRequest(
                     backend=backend,
                     model=job.model,
@@ -116,8 +111,11 @@ def run_job(
                     engine=engine,
                     golden=golden,
                 ),
-                timeout_s=job.timeout_s,
+                build_timeout_s=job.timeout_s,
+                open_timeout_s=job.timeout_s,
+                progress=progress,
             )
+            plan = memory_content(engine)
         except AttemptError as error:
             raise BuildError(f"no engine for {target.name}: {error}") from error
         finally:

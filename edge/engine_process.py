@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -12,10 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import msgspec
 
-from edge.engine_builder import Progress
+from edge.engine_builder import Progress, engine_profiles
 from edge.engine_child import BuildRequest, ChildRequest, Report, TryRequest
 from edge.errors import EdgeError
 
@@ -31,6 +33,9 @@ _REFUSAL_FROM_ERROR = {
     "build": "build-failed",
     "self-test": "self-test-failed",
 }
+
+
+logger = logging.getLogger(__name__)
 
 
 class AttemptError(EdgeError):
@@ -62,6 +67,37 @@ def build(
     descriptors = (request.engine, request.timing_cache)
     child = ChildRequest(build=request)
     return run_child(child, descriptors, timeout_s=timeout_s, progress=progress, stop=stop)
+
+
+def build_and_try(
+    request: BuildRequest,
+    trial: TryRequest,
+    *,
+    build_timeout_s: float,
+    open_timeout_s: float,
+    progress: Progress,
+    stop: threading.Event | None = None,
+) -> tuple[Report, Report]:
+    """Build an engine and open it, and return both reports; raises AttemptError.
+
+    An engine with a profile for batch 1 alone is faster there, but TensorRT 8.6 has been seen to
+    get such a profile wrong where the other is right. If the self-test fails, the next build has
+    the whole profile alone.
+    """
+    profile = trial.model.profile
+    choices = [engine_profiles(profile), (profile,)]
+    if choices[0] == choices[1]:
+        choices.pop()
+    while True:
+        profiles = choices.pop(0)
+        attempted = replace(request, request=replace(request.request, profiles=profiles))
+        built = build(attempted, timeout_s=build_timeout_s, progress=progress, stop=stop)
+        try:
+            return built, attempt(trial, timeout_s=open_timeout_s, stop=stop)
+        except AttemptError as error:
+            if error.refusal != "self-test-failed" or not choices:
+                raise
+            logger.warning("building again without a profile for batch 1: %s", error)
 
 
 def run_child(

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from edge.bundle import Bundle
 from edge.choice import Candidate
 from edge.config import AgentConfig
-from edge.engine_builder import EngineRequest, Progress, engine_profiles
+from edge.engine_builder import EngineRequest, Progress
 from edge.engine_cache import EngineCache, cache_key
 from edge.engine_child import BuildRequest, Report, TryRequest
-from edge.engine_process import AttemptError, attempt, build
+from edge.engine_process import AttemptError, attempt, build_and_try
 from edge.errors import BundleError, EdgeError
 from edge.manifest import Model, Variant
 from edge.ort_session import OrtSession
@@ -104,79 +104,74 @@ class Preparer:
             raise AttemptError("open-failed", str(error)) from error
         key = cache_key("tried", artifact.sha256, *self._machine(backend))
         if self._cache.get(key, Tried) is None:
-            report = self._attempt(model, variant, backend, engine)
+            try:
+                report = attempt(
+                    self._trial(model, variant, backend, engine.fileno()),
+                    timeout_s=self._config.open_timeout_s,
+                    stop=self._stop,
+                )
+            except AttemptError:
+                engine.close()
+                raise
             self._keep(key, b"", report, build_seconds=0.0)
         return engine
 
     def _built(self, model: Model, variant: Variant, backend: TensorRtBackend) -> Sealed:
+        """Return an engine of an earlier start, or build one; only one that passes is kept."""
         manifest = self._bundle.manifest
         request = EngineRequest(
-            onnx=self._bundle.path(variant.files[0]),
-            precision=variant.precision,
-            profiles=engine_profiles(model.profile),
+            onnx=self._bundle.path(variant.files[0]), precision=variant.precision, profiles=()
         )
         files = [manifest.artifact(path).sha256 for path in variant.files]
-        how = (variant.precision, request.profiles, request.optimization_level, request.tf32)
+        how = (variant.precision, model.profile, request.optimization_level, request.tf32)
         machine = self._machine(backend)
         key = cache_key("engine", files, how, machine)
         entry = self._cache.get(key, Tried)
         if entry is not None:
             return entry.content
-        engine, seconds = self._build(request, backend, cache_key("timing", machine))
-        report = self._attempt(model, variant, backend, engine)
-        logger.info(
-            "engine built model=%s variant=%s seconds=%.0f bytes=%d layers=%s",
-            model.name, variant.id, seconds, engine.size, report.layers,
-        )  # fmt: skip
-        self._keep(key, bytes(engine.view()), report, build_seconds=seconds)
-        return engine
-
-    def _build(
-        self, request: EngineRequest, backend: TensorRtBackend, timing_key: str
-    ) -> tuple[Sealed, float]:
-        """Build in a child; kernels that were timed on this device before are not timed again."""
+        self._progress("starting", 0, 1)
+        logger.info("building an engine from %s: this takes minutes", variant.files[0])
+        timing_key = cache_key("timing", machine)
         engine, timings = memory_file(), memory_file()
         try:
             known = self._cache.get(timing_key, int)
             if known is not None:
                 os.write(timings, bytes(known.content.view()))
                 known.content.close()
-            self._progress("starting", 0, 1)
-            logger.info("building an engine from %s: this takes minutes", request.onnx.name)
-            report = build(
+            built, tried = build_and_try(
                 BuildRequest(backend=backend, request=request, engine=engine, timing_cache=timings),
-                timeout_s=self._config.build_timeout_s,
+                self._trial(model, variant, backend, engine),
+                build_timeout_s=self._config.build_timeout_s,
+                open_timeout_s=self._config.open_timeout_s,
                 progress=self._progress,
                 stop=self._stop,
             )
             timed = memory_content(timings)
             if timed:
                 self._put(timing_key, timed, len(timed))
-            return Sealed.from_memory_file(os.dup(engine)), report.seconds
+            sealed = Sealed.from_memory_file(os.dup(engine))
         finally:
             os.close(engine)
             os.close(timings)
+        logger.info(
+            "engine built model=%s variant=%s seconds=%.0f bytes=%d layers=%s",
+            model.name, variant.id, built.seconds, sealed.size, tried.layers,
+        )  # fmt: skip
+        self._keep(key, bytes(sealed.view()), tried, build_seconds=built.seconds)
+        return sealed
 
-    def _attempt(
-        self, model: Model, variant: Variant, backend: TensorRtBackend, engine: Sealed
-    ) -> Report:
+    def _trial(
+        self, model: Model, variant: Variant, backend: TensorRtBackend, engine: int
+    ) -> TryRequest:
         cases = model.golden.cases
         golden = {t.artifact for case in cases for t in (*case.inputs, *case.outputs)}
-        try:
-            return attempt(
-                TryRequest(
-                    backend=backend,
-                    model=model,
-                    precision=variant.precision,
-                    engine=engine.fileno(),
-                    golden={path: str(self._bundle.path(path)) for path in golden},
-                ),
-                timeout_s=self._config.open_timeout_s,
-                stop=self._stop,
-            )
-        except AttemptError:
-            engine.close()
-            raise
+        return TryRequest(
+            backend=backend,
+            model=model,
+            precision=variant.precision,
+            engine=engine,
+            golden={path: str(self._bundle.path(path)) for path in golden},
+        )
 
     def _keep(self, key: str, content: bytes, report: Report, *, build_seconds: float) -> None:
         assert report.self_test is not None  # noqa: S101 - a try ends with one, or raises

@@ -157,9 +157,14 @@ class Engine:
         """
         trt = self.library.module
         inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self.contexts[-1].handle  # formats follow from its shapes
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         try:
-            layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
+            layers = [
+                layer
+                for layer in json.loads(text, strict=False)["Layers"]
+                if isinstance(layer, dict)
+            ]
         except (ValueError, KeyError, TypeError):
             return {}
         counts: dict[str, int] = {}

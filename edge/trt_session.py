@@ -207,6 +207,9 @@ class TrtSession:
         assert engine is not None  # noqa: S101
         engine.set_shapes(context, plan.shapes)
         engine.set_states(context, self._turn)
+        for answer in plan.answers:
+            if isinstance(answer, GrowingOutput):
+                answer.ensure(context.handle.get_max_output_size(answer.name))
         for staged in plan.feeds:
             if not staged.is_large:  # a large one is on its way since it was filled
                 self._cuda.memcpy_htod_async(staged.device, staged.host, self._stream)

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import edge.engine_process
 import edge.loading
 import edge.preparing
 from edge.config import AgentConfig
@@ -139,7 +140,8 @@ def test_an_engine_that_crashes_its_child_is_refused_and_the_next_way_is_taken(
         raise AttemptError("build-failed", "TensorRT cannot build it; use another")
 
     monkeypatch.setattr(edge.preparing, "attempt", attempt)
-    monkeypatch.setattr(edge.preparing, "build", build)
+    monkeypatch.setattr(edge.engine_process, "attempt", attempt)
+    monkeypatch.setattr(edge.engine_process, "build", build)
     with running_agent(config) as agent:
         model = httpx.get(f"{agent.url}/telemetry").json()["models"][0]
     assert model["variant"] == "graph"
@@ -168,7 +170,7 @@ def test_while_an_engine_is_built_health_shows_the_step_and_systemd_is_asked_for
             self.extended.set()
 
     notifier = Waiting()
-    monkeypatch.setattr(edge.preparing, "build", build)
+    monkeypatch.setattr(edge.engine_process, "build", build)
     with running_agent(config, notifier=notifier, until_ready=False) as agent:
         assert told.wait(DEADLINE_S)
         answer = httpx.get(f"{agent.url}/v2/health/ready")
@@ -192,7 +194,7 @@ def test_a_stop_ends_a_build(
         assert stop.wait(DEADLINE_S)
         raise AttemptError("timed-out", "stopped because the agent stops")
 
-    monkeypatch.setattr(edge.preparing, "build", build)
+    monkeypatch.setattr(edge.engine_process, "build", build)
     with running_agent(config, notifier=FakeNotifier(), until_ready=False):
         assert begun.wait(DEADLINE_S)
 

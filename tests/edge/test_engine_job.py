@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import edge.engine_job
+import edge.engine_process
 from edge.engine_child import BuildRequest, Report, TryRequest
 from edge.engine_job import EngineJob, Frame, read_frame, run_job, serve_job, write_frame
 from edge.engine_process import AttemptError
@@ -52,8 +53,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         seen.append(Path(f"/proc/self/fd/{request.engine}").read_text())
         return TRIED
 
-    monkeypatch.setattr(edge.engine_job, "build", build)
-    monkeypatch.setattr(edge.engine_job, "attempt", attempt)
+    monkeypatch.setattr(edge.engine_process, "build", build)
+    monkeypatch.setattr(edge.engine_process, "attempt", attempt)
     monkeypatch.setattr(edge.engine_job, "detect_target", lambda: ORIN)
     return seen
 
@@ -85,7 +86,7 @@ def test_an_engine_that_fails_its_self_test_is_not_returned(
     def attempt(*_: object, **__: object) -> Report:
         raise AttemptError("self-test-failed", "off by 0.5")
 
-    monkeypatch.setattr(edge.engine_job, "attempt", attempt)
+    monkeypatch.setattr(edge.engine_process, "attempt", attempt)
     with pytest.raises(BuildError, match=r"AGX Orin: off by 0\.5"):
         run_job(JOB, detect=lambda: ORIN)
 

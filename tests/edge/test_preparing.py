@@ -6,6 +6,7 @@ is replaced, because that needs the GPU.
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import edge.engine_process
 import edge.preparing
 from edge.bundle import Bundle, open_bundle
 from edge.choice import Candidate
@@ -67,6 +69,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         return PASSED
 
     monkeypatch.setattr(edge.preparing, "attempt", attempt)
+    monkeypatch.setattr(edge.engine_process, "attempt", attempt)
     return seen
 
 
@@ -133,11 +136,30 @@ def test_an_engine_that_fails_its_self_test_is_not_kept(
     def fail(*_: object, **__: object) -> Report:
         raise AttemptError("self-test-failed", "off by 0.5")
 
-    monkeypatch.setattr(edge.preparing, "attempt", fail)
+    monkeypatch.setattr(edge.engine_process, "attempt", fail)
     for _ in range(2):
         with pytest.raises(AttemptError, match=r"off by 0\.5"):
             prepare(make(), bundle, RECIPE)
     assert list((tmp_path / "cache").glob("*.bin")) == []
+
+
+def test_an_engine_whose_batch_1_profile_is_wrong_is_built_again_without_it(
+    make: Callable[..., Preparer], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def attempt(request: TryRequest, **_: object) -> Report:
+        sizes.append(os.fstat(request.engine).st_size)
+        if len(sizes) == 1:
+            raise AttemptError("self-test-failed", "off by 0.35")
+        return PASSED
+
+    monkeypatch.setattr(edge.engine_process, "attempt", attempt)
+    prepare(make(), bundle, RECIPE)
+    assert len(sizes) == 2
+    assert sizes[1] < sizes[0]
+    prepare(make(), bundle, RECIPE)
+    assert len(sizes) == 2
 
 
 def test_a_build_that_is_stopped_keeps_nothing(

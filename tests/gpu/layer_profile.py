@@ -53,7 +53,7 @@ def main(folder: Path, batch: int, items: list[str]) -> None:
             trt.LayerInformationFormat.JSON
         )
         kinds = {}
-        for layer in json.loads(text)["Layers"]:
+        for layer in json.loads(text, strict=False)["Layers"]:
             if isinstance(layer, dict):
                 formats = [str(i.get("Format/Datatype", "")) for i in layer.get("Inputs", ())]
                 kinds[layer["Name"]] = (layer.get("LayerType", "?"), (formats or ["?"])[0])
