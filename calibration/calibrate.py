@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -189,7 +189,9 @@ def _without_dead(placement: Placement, ranges: Mapping[str, RangeObserver]) -> 
     dead = {n.name: DEAD for n in placement.quantized if not ranges[n.activation].has_range}
     if len(dead) == len(placement.quantized):
         raise CalibrationError("every activation is zero on every sample; check the samples")
-    return Placement(
+    return replace(
+        placement,
         quantized=tuple(n for n in placement.quantized if n.name not in dead),
         kept_float={**placement.kept_float, **dead},
+        skips=tuple(s for s in placement.skips if ranges[s.tensor].has_range),
     )

@@ -61,7 +61,7 @@ def quantize_for_ort(
     """
     matmuls = Placement(quantized=_matmuls(model, placement), kept_float={})
     plan = _plan(model, placement)
-    quantized = quantize(model, matmuls, amax)
+    quantized = quantize(model, matmuls, amax, share_pairs=False)
     graph = quantized.graph
     by_name = {node.name: node for node in graph.node}
     before: dict[str, list[onnx.NodeProto]] = {}

@@ -54,16 +54,30 @@ class QuantizedNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SkipEdge:
+    """The operand of a residual Add that does not come out of the convolution before it."""
+
+    add: str
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The nodes that become int8, and the compute nodes that stay float, each with the reason."""
+    """The nodes that become int8, and the compute nodes that stay float, each with the reason.
+
+    skips: edges that TensorRT wants in int8 as well, so that the sum before them is written once,
+    in int8; else every block of a residual net starts with a pass that only quantizes.
+    """
 
     quantized: tuple[QuantizedNode, ...]
     kept_float: dict[str, str]
+    skips: tuple[SkipEdge, ...] = ()
 
     @property
     def activations(self) -> tuple[str, ...]:
         """The tensors to observe, each once, in graph order."""
-        return tuple(dict.fromkeys(node.activation for node in self.quantized))
+        tensors = [node.activation for node in self.quantized]
+        return tuple(dict.fromkeys((*tensors, *(skip.tensor for skip in self.skips))))
 
 
 def place(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
@@ -95,7 +109,38 @@ def place(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
             quantized.append(candidate)
     if not quantized:
         raise GraphError("no Conv, Gemm or MatMul with constant weights is left to quantize")
-    return Placement(quantized=tuple(quantized), kept_float=kept)
+    skips = skip_edges(model.graph, {node.name for node in quantized})
+    return Placement(quantized=tuple(quantized), kept_float=kept, skips=skips)
+
+
+def skip_edges(graph: onnx.GraphProto, quantized: set[str]) -> tuple[SkipEdge, ...]:
+    """Return one operand of every Add whose other operand is a quantized Conv of its own.
+
+    Between two convolutions the skip is the one with fewer quantized nodes behind it.
+    """
+    index = GraphIndex.of(graph)
+    depth: dict[str, int] = {}
+    skips = []
+    for node in graph.node:
+        behind = max((depth.get(name, 0) for name in node.input), default=0)
+        for name in node.output:
+            depth[name] = behind + (node.name in quantized)
+        if node.op_type != "Add" or any(name in index.weights for name in node.input):
+            continue
+        fused = [name for name in node.input if _is_fused(name, index, quantized)]
+        if not fused:
+            continue
+        branch = max(fused, key=lambda name: depth[name])
+        others = [name for name in node.input if name != branch]
+        skips += [SkipEdge(add=node.name, tensor=name) for name in others]
+    return tuple(skips)
+
+
+def _is_fused(tensor: str, index: GraphIndex, quantized: set[str]) -> bool:
+    """Whether a tensor is the output of a quantized Conv that nothing but one Add reads."""
+    node = index.producers.get(tensor)
+    is_conv = node is not None and node.op_type == "Conv" and node.name in quantized
+    return is_conv and len(index.consumers[tensor]) == 1
 
 
 def _candidate(node: onnx.NodeProto, index: GraphIndex) -> QuantizedNode | None:

@@ -21,42 +21,59 @@ INT8_MAX = 127.0
 
 
 def quantize(
-    model: onnx.ModelProto, placement: Placement, amax: Mapping[str, float]
+    model: onnx.ModelProto,
+    placement: Placement,
+    amax: Mapping[str, float],
+    *,
+    share_pairs: bool = True,
 ) -> onnx.ModelProto:
-    """Return a copy of the float model with Q/DQ around every placed node.
+    """Return a copy of the float model with Q/DQ around every placed node and on every skip edge.
 
-    amax: clipping range per activation tensor. Every consumer gets a Q/DQ pair of its own with a
-    scale that differs in the last bit: ONNX Runtime merges equal pairs, and then no longer fuses
-    their consumers into integer kernels; TensorRT does not mind.
+    amax: clipping range per activation tensor. share_pairs: one pair for all who read a tensor,
+    which TensorRT wants; else every reader gets a pair of its own with a scale that differs in the
+    last bit, because ONNX Runtime merges equal pairs and then no longer fuses the products that
+    read them into integer kernels.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     graph = quantized.graph
     index = GraphIndex.of(graph)
     by_name = {node.name: node for node in graph.node}
-    inserted: dict[str, list[onnx.NodeProto]] = {}
+    before: dict[str, list[onnx.NodeProto]] = {}
+    behind: dict[str, tuple[onnx.NodeProto, onnx.NodeProto]] = {}
     uses: dict[str, int] = {}
+
+    def activation(tensor: str, reader: str) -> str:
+        """Return the tensor behind a Q/DQ pair, making the pair where there is none to share."""
+        scale = np.float32(amax[tensor] / INT8_MAX)
+        if not share_pairs:
+            for _ in range(uses.get(tensor, 0)):
+                scale = np.nextafter(scale, np.float32(np.inf))
+            uses[tensor] = uses.get(tensor, 0) + 1
+            pair = _pair(graph, tensor, f"{reader}/input", scale, None)
+            before.setdefault(reader, []).extend(pair)
+            return str(pair[1].output[0])
+        if tensor not in behind:
+            behind[tensor] = _pair(graph, tensor, f"{tensor}/int8", scale, None)
+        return str(behind[tensor][1].output[0])
+
     for place in placement.quantized:
         node = by_name[place.name]
-        use = uses.get(place.activation, 0)
-        uses[place.activation] = use + 1
-        scale = np.float32(amax[place.activation] / INT8_MAX)
-        for _ in range(use):
-            scale = np.nextafter(scale, np.float32(np.inf))
         weight = numpy_helper.to_array(index.weights[place.weight])
-        pairs = [
-            *_pair(graph, place.activation, f"{place.name}/input", scale, None),
-            *_pair(
-                graph,
-                place.weight,
-                f"{place.name}/weight",
-                weight_scale(weight, place.channel_axis),
-                place.channel_axis,
-            ),
-        ]
-        node.input[0], node.input[1] = pairs[1].output[0], pairs[3].output[0]
-        inserted[place.name] = pairs
-    ordered = [n for node in graph.node for n in (*inserted.get(node.name, ()), node)]
+        scale = weight_scale(weight, place.channel_axis)
+        pair = _pair(graph, place.weight, f"{place.name}/weight", scale, place.channel_axis)
+        before.setdefault(place.name, []).extend(pair)
+        node.input[0] = activation(place.activation, place.name)
+        node.input[1] = pair[1].output[0]
+    for skip in placement.skips:
+        node = by_name[skip.add]
+        position = list(node.input).index(skip.tensor)
+        node.input[position] = activation(skip.tensor, skip.add)
+    from_outside = [pair for tensor, pair in behind.items() if tensor not in index.producers]
+    ordered = [node for pair in from_outside for node in pair]
+    for node in graph.node:
+        ordered += [*before.get(node.name, ()), node]
+        ordered += [new for name in node.output for new in behind.get(name, ())]
     del graph.node[:]
     graph.node.extend(ordered)
     return quantized

@@ -6,6 +6,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from calibration.errors import GraphError
 from calibration.graph import GraphIndex, int8_mac_percent, int8_nodes, macs_by_node
@@ -14,6 +15,7 @@ from calibration.qdq import quantize, with_stored_int8
 from calibration.runtime import Runner, run_exposing
 from edge.errors import UsageError
 from tests.calibration.nets import IMAGE, conv_net, shared_input_net
+from tests.calibration.test_ort_form import exported
 
 FEEDS = {"x": np.random.default_rng(5).normal(0, 1, (4, *IMAGE)).astype(np.float32)}
 
@@ -45,7 +47,7 @@ def test_result_equals_torch_fake_quantization() -> None:
     x = torch.from_numpy(FEEDS["x"])
     r1 = conv(fake(x, amax["x"] / 127), fake_weight(weights["w1"]), weights["b1"], padding=1).relu()
     c2 = conv(fake(r1, amax["r1"] / 127), fake_weight(weights["w2"]), padding=1)
-    pooled = (c2 + r1).relu().mean(dim=(2, 3))
+    pooled = (c2 + fake(r1, amax["r1"] / 127)).relu().mean(dim=(2, 3))
     expected = pooled @ weights["w3"].T + weights["b3"]
 
     got = Runner(quantized(model, FEEDS)).run(FEEDS)["logits"]
@@ -111,11 +113,67 @@ def test_consumers_of_one_activation_all_reach_integer_kernels(tmp_path) -> None
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
-    model = quantized(shared_input_net(), feeds)
+    net = shared_input_net()
+    model = quantize(net, place(net), amax_of(net, feeds), share_pairs=False)
     ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     optimized = onnx.load(tmp_path / "optimized.onnx", load_external_data=False)
     kinds = [node.op_type for node in optimized.graph.node]
     assert kinds.count("MatMulIntegerToFloat") == 3
+
+
+def test_readers_of_one_tensor_share_a_pair_for_tensorrt() -> None:
+    feeds = {"x": np.random.default_rng(0).normal(0, 1, (2, 4, 32)).astype(np.float32)}
+    model = quantized(shared_input_net(), feeds)
+    index = GraphIndex.of(model.graph)
+    readers = {node.name: node.input[0] for node in model.graph.node if node.name in "qkv"}
+    assert len(readers) == 3
+    assert len(set(readers.values())) == 1
+    assert index.producers[readers["q"]].op_type == "DequantizeLinear"
+
+
+def residual(shortcut: bool) -> nn.Module:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.one = nn.Conv2d(8, 8, 3, padding=1)
+            self.two = nn.Conv2d(8, 8, 3, padding=1)
+            self.side = nn.Conv2d(8, 8, 1) if shortcut else nn.Identity()
+            self.last = nn.Conv2d(8, 8, 3)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).relu()
+            x = (self.side(x) + self.two(self.one(x).relu())).relu()
+            return self.head(self.last(x).relu().mean((2, 3)))
+
+    return Block()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_only_the_skip_edge_of_a_residual_sum_is_quantized(shortcut: bool) -> None:
+    model = exported(residual(shortcut), 17)
+    placement = place(model)
+    (skip,) = placement.skips
+    index = GraphIndex.of(model.graph)
+    assert index.producers[skip.tensor].op_type == ("Conv" if shortcut else "Relu")
+    assert not shortcut or "side" in index.producers[skip.tensor].name
+    written = quantized(model, FEEDS)
+    index = GraphIndex.of(written.graph)
+    (add,) = [node for node in written.graph.node if node.op_type == "Add"]
+    kinds = sorted(index.producers[name].op_type for name in add.input)
+    assert kinds == ["Conv", "DequantizeLinear"]
+    if not shortcut:  # one Q serves the convolution and the sum
+        one = next(n for n in written.graph.node if n.name.endswith("/one/Conv"))
+        assert one.input[0] in add.input
+
+
+def test_a_sum_without_a_convolution_of_its_own_stays_float() -> None:
+    assert place(shared_input_net()).skips == ()
+    model = conv_net()
+    assert len(place(model).skips) == 1
+    assert place(model, ["conv2"]).skips == ()
 
 
 def test_keep_float_patterns_are_obeyed_and_checked() -> None:

@@ -72,6 +72,6 @@ def test_weights_stored_as_int8_build(trt: Any, logger: Any, make: Any) -> None:
 
 def test_the_judge_refuses_a_nonzero_zero_point(trt: Any, logger: Any) -> None:
     model = quantized(conv_net())
-    zero = next(t for t in model.graph.initializer if t.name == "conv1/input_zero_point")
+    zero = next(t for t in model.graph.initializer if t.name == "x/int8_zero_point")
     zero.CopyFrom(onnx.numpy_helper.from_array(np.array(3, np.int8), zero.name))
     assert "zero point" in " ".join(problems(trt, logger, model, "SM89"))
