@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from calibration.half import HalfModel, to_half
+from calibration.lint import error_lines
 from calibration.model_file import load_model, profile_from_model, specs_from_model
 from calibration.runtime import Runner, run_exposing
 from calibration.table import check_lineage, load_table, table_path
@@ -120,7 +121,7 @@ def build_engines(options: BuildOptions, *, say: Callable[[str], None]) -> list[
                 elif device.kind == "desktop":
                     records.append(_built_for(options, device, graphs, progress))
                 else:
-                    records += _left_to(options, device, graphs)
+                    records += _left_to(options, device, graphs, say)
     return records
 
 
@@ -199,6 +200,7 @@ def _built_for(
             "TensorRT-RTX is not installed, which builds for RTX cards on any x86 host; "
             "pip install 'edge-kit[rtx-build]'"
         )
+    _refuse(error_lines(graphs.typed, "rtx"), options.out / graphs.typed_file)
     engine, timings = memory_file(), memory_file()
     try:
         report = build(
@@ -236,7 +238,17 @@ def _built_for(
     return _record(options, graphs, f"{device.name}-{graphs.precision}", "trt-rtx", plan, facts)
 
 
-def _left_to(options: BuildOptions, device: Device, graphs: _Graphs) -> list[EngineRecord]:
+def _refuse(problems: list[str], path: Path) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise BuildError(
+            f"{path} cannot be built: {problems[0]}{more}; `edge-kit lint` shows everything"
+        )
+
+
+def _left_to(
+    options: BuildOptions, device: Device, graphs: _Graphs, say: Callable[[str], None]
+) -> list[EngineRecord]:
     """Record that a Jetson builds for itself, from the form that its TensorRT reads."""
     name = f"trt-{graphs.precision}"
     forms: tuple[tuple[str, bool | None, onnx.ModelProto], ...] = (
@@ -247,6 +259,11 @@ def _left_to(options: BuildOptions, device: Device, graphs: _Graphs) -> list[Eng
         forms = ((f"{name}-typed", None, graphs.typed),)
     records = []
     for id_, typed, graph in forms:
+        problems = error_lines(graph, "jetpack7" if typed else "jetpack6")
+        if problems and typed is False:
+            say(f"{id_} is left out, TensorRT before 10.12 cannot build it: {problems[0]}")
+            continue
+        _refuse(problems, options.out / graphs.typed_file)
         earlier = read_record(options.out / f"{id_}{RECORD_SUFFIX}")
         others = () if earlier is None else earlier.build_for
         record = EngineRecord(

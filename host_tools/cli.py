@@ -6,24 +6,18 @@ nothing but click.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edge import __version__
 from edge.console import CommandGroup, configure_logging, run_command_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
-ANY_PATH = click.Path(path_type=Path)
+from host_tools.bundle_commands import BUNDLE_COMMANDS
+from host_tools.terminal import ANY_PATH, FILE, FOLDER, console, print_json, say
 
 
 @click.group(
@@ -81,8 +75,8 @@ def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **opt
     from host_tools.export import ExportRequest, export_model
 
     request = ExportRequest(source=source, shapes=shapes, out=out, **options)
-    report = export_model(request, say=_say)
-    _print_json(report) if as_json else click.echo(report.summary())
+    report = export_model(request, say=say)
+    print_json(report) if as_json else click.echo(report.summary())
 
 
 @cli.command()
@@ -160,9 +154,9 @@ def calibrate(model: Path, as_json: bool, **options: Any) -> None:
         min_agreement_percent=options.pop("min_agreement"),
     )
     request = CalibrateRequest(model=model, gate=gate, **options)
-    table, path = calibrate_file(request, say=_say)
+    table, path = calibrate_file(request, say=say)
     if as_json:
-        _print_json(table)
+        print_json(table)
         return
     click.echo("methods, by SQNR of the outputs:")
     for name, score in sorted(table.sqnr_db.items(), key=lambda item: -item[1]):
@@ -178,13 +172,39 @@ def calibrate(model: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("model", type=FILE)
+@click.option(
+    "--target",
+    type=click.Choice(["any", "jetpack5", "jetpack6", "jetpack7", "rtx"]),
+    default="any",
+    show_default=True,
+    help="What must read the file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def lint(model: Path, target: str, as_json: bool) -> int:
+    """Look in MODEL for what TensorRT would refuse or run slowly; exit 1 on errors."""
+    from calibration.lint import lint as find
+    from calibration.model_file import load_model
+
+    findings = find(load_model(model), target)  # type: ignore[arg-type]  # click has checked it
+    errors = sum(finding.level == "error" for finding in findings)
+    if as_json:
+        print_json(findings)
+        return int(errors > 0)
+    for finding in findings:
+        click.echo(f"{finding.level}: {finding.node}: {finding.message} [{finding.code}]")
+    click.echo(f"{model}: {errors} errors, {len(findings) - errors} warnings for {target}")
+    return int(errors > 0)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def targets(as_json: bool) -> None:
     """List the devices that `build --target` knows, and where their engines are built."""
     from edge.devices import DEVICES
     from host_tools.describe import print_targets
 
-    _print_json(DEVICES) if as_json else print_targets(DEVICES, _console())
+    print_json(DEVICES) if as_json else print_targets(DEVICES, console())
 
 
 @cli.command()
@@ -238,116 +258,13 @@ def build(model: Path, as_json: bool, **options: Any) -> None:
     from host_tools.build import BuildOptions, build_engines
     from host_tools.describe import record_line
 
-    records = build_engines(BuildOptions(model=model, **options), say=_say)
+    records = build_engines(BuildOptions(model=model, **options), say=say)
     if as_json:
-        _print_json(records)
+        print_json(records)
         return
     for record in records:
         click.echo(record_line(record))
     click.echo(f"next: edge-kit pack {model} --engines {options['out']} ...")
-
-
-@cli.command()
-@click.argument("name")
-@click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for both files.")
-def keygen(name: str, out: Path) -> None:
-    """Make the signing key NAME.key and its public part NAME.pub."""
-    from host_tools.keys import generate_keys, key_id
-
-    private, public = generate_keys(name, out)
-    click.echo(f"wrote {private} (keep it secret) and {public} (install it on the devices)")
-    click.echo(f"key id {key_id(public)}")
-
-
-@cli.command()
-@click.argument("model", type=FILE)
-@click.option("--int8", type=FILE, help="Quantized model that `calibrate` wrote from MODEL.")
-@click.option("--table", type=FILE, help="Its calibration table, if it is not beside it.")
-@click.option("--engines", type=FOLDER, help="Folder that `build` wrote from MODEL.")
-@click.option(
-    "--golden",
-    type=ANY_PATH,
-    required=True,
-    help="Real samples for the self-test, as for `calibrate --data`.",
-)
-@click.option("--tokenizer", type=ANY_PATH, help="Model folder or tokenizer.json, for text.")
-@click.option("--name", required=True, help="Name of the bundle and of the model in it.")
-@click.option(
-    "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."
-)
-@click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
-@click.option("--threads", type=click.IntRange(1), help="For the measurement; default: all CPUs.")
-@click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def pack(model: Path, as_json: bool, **options: Any) -> None:
-    """Pack MODEL, and its INT8 form, into a bundle."""
-    from host_tools.pack import PackRequest
-    from host_tools.pack import pack as pack_bundle
-
-    packed = pack_bundle(PackRequest(fp32=model, **options), say=_say)
-    if as_json:
-        _print_json(packed.manifest)
-        return
-    total = sum(artifact.size for artifact in packed.manifest.artifacts)
-    state = "signed" if packed.signed else "unsigned: sign it with `edge-kit sign`"
-    click.echo(
-        f"wrote {packed.out}: {len(packed.manifest.artifacts)} files, {total:,} bytes, {state}"
-    )
-
-
-@cli.command()
-@click.argument("bundle", type=FOLDER)
-@click.option("--key", type=FILE, required=True, help="Private key that `keygen` wrote.")
-def sign(bundle: Path, key: Path) -> None:
-    """Sign BUNDLE, replacing an earlier signature."""
-    from host_tools.keys import sign_bundle
-
-    sign_bundle(bundle, key)
-    click.echo(f"signed {bundle} with {key}")
-
-
-@cli.command()
-@click.argument("bundle", type=FOLDER)
-@click.option(
-    "--trusted-keys", type=FOLDER, required=True, help="Folder of .pub files that may sign."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-def verify(bundle: Path, trusted_keys: Path, as_json: bool) -> None:
-    """Check BUNDLE as a device does: signature, then every byte."""
-    from edge.bundle import open_bundle
-    from edge.errors import EdgeError
-    from edge.trust import trusted_keys_in
-
-    try:
-        opened = open_bundle(bundle, trusted_keys_in(trusted_keys))
-    except EdgeError as error:
-        if as_json:
-            click.echo(json.dumps({"ok": False, "code": error.code, "error": str(error)}))
-        raise
-    manifest, signer = opened.manifest, opened.signed_by
-    assert signer is not None  # noqa: S101 - open_bundle refuses unsigned bundles here
-    if as_json:
-        facts = {"name": manifest.name, "version": manifest.version, "signed_by": signer.keyid}
-        click.echo(json.dumps({"ok": True, **facts}))
-        return
-    click.echo(
-        f"{bundle}: {manifest.name} {manifest.version}, {len(manifest.artifacts)} files intact, "
-        f"signed by {signer.keyid[:12]} ({signer.name})"
-    )
-
-
-@cli.command()
-@click.argument("bundle", type=FOLDER)
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
-def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds, without judging its signature (see `verify`)."""
-    from host_tools.describe import print_manifest, read_manifest
-
-    content, manifest, signature = read_manifest(bundle)
-    if as_json:
-        click.echo(content, nl=False)
-        return
-    print_manifest(manifest, signature, _console())
 
 
 @cli.command()
@@ -361,7 +278,11 @@ def quickstart(out: Path, keep: bool, port: int) -> None:
     from host_tools.quickstart import run_quickstart
 
     stop_on_sigterm()
-    run_quickstart(out, keep=keep, port=port, console=_console())
+    run_quickstart(out, keep=keep, port=port, console=console())
+
+
+for _command in BUNDLE_COMMANDS:
+    cli.add_command(_command)
 
 
 def main() -> None:
@@ -372,19 +293,3 @@ def main() -> None:
 def stop_on_sigterm() -> None:
     """Make SIGTERM unwind the stack, so that an agent that was started is stopped as well."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=1))
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()

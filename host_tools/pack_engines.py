@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from calibration.errors import GraphError
+from calibration.lint import error_lines
 from calibration.model_file import load_model
 from calibration.runtime import Runner
 from edge.manifest import Precision, Variant
@@ -23,7 +25,11 @@ def engine_variants(
             store.add(path, (folder / record.file).read_bytes())
             files: tuple[str, ...] = (path,)
         else:
-            files = store.add_model(path, load_model(folder / record.file))
+            graph = load_model(folder / record.file)
+            problems = error_lines(graph, "jetpack6" if record.typed is False else "jetpack7")
+            if problems:
+                raise GraphError(f"{folder / record.file}: {problems[0]}; build it again")
+            files = store.add_model(path, graph)
         variants.append(
             Variant(
                 id=record.id,

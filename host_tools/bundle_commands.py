@@ -1,0 +1,117 @@
+"""The commands of `edge-kit` that make, sign and look at bundles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from host_tools.terminal import ANY_PATH, FILE, FOLDER, console, print_json, say
+
+
+@click.command()
+@click.argument("name")
+@click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for both files.")
+def keygen(name: str, out: Path) -> None:
+    """Make the signing key NAME.key and its public part NAME.pub."""
+    from host_tools.keys import generate_keys, key_id
+
+    private, public = generate_keys(name, out)
+    click.echo(f"wrote {private} (keep it secret) and {public} (install it on the devices)")
+    click.echo(f"key id {key_id(public)}")
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.option("--int8", type=FILE, help="Quantized model that `calibrate` wrote from MODEL.")
+@click.option("--table", type=FILE, help="Its calibration table, if it is not beside it.")
+@click.option("--engines", type=FOLDER, help="Folder that `build` wrote from MODEL.")
+@click.option(
+    "--golden",
+    type=ANY_PATH,
+    required=True,
+    help="Real samples for the self-test, as for `calibrate --data`.",
+)
+@click.option("--tokenizer", type=ANY_PATH, help="Model folder or tokenizer.json, for text.")
+@click.option("--name", required=True, help="Name of the bundle and of the model in it.")
+@click.option(
+    "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."
+)
+@click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
+@click.option("--threads", type=click.IntRange(1), help="For the measurement; default: all CPUs.")
+@click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def pack(model: Path, as_json: bool, **options: Any) -> None:
+    """Pack MODEL, and its INT8 form, into a bundle."""
+    from host_tools.pack import PackRequest
+    from host_tools.pack import pack as pack_bundle
+
+    packed = pack_bundle(PackRequest(fp32=model, **options), say=say)
+    if as_json:
+        print_json(packed.manifest)
+        return
+    total = sum(artifact.size for artifact in packed.manifest.artifacts)
+    state = "signed" if packed.signed else "unsigned: sign it with `edge-kit sign`"
+    click.echo(
+        f"wrote {packed.out}: {len(packed.manifest.artifacts)} files, {total:,} bytes, {state}"
+    )
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--key", type=FILE, required=True, help="Private key that `keygen` wrote.")
+def sign(bundle: Path, key: Path) -> None:
+    """Sign BUNDLE, replacing an earlier signature."""
+    from host_tools.keys import sign_bundle
+
+    sign_bundle(bundle, key)
+    click.echo(f"signed {bundle} with {key}")
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER)
+@click.option(
+    "--trusted-keys", type=FOLDER, required=True, help="Folder of .pub files that may sign."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def verify(bundle: Path, trusted_keys: Path, as_json: bool) -> None:
+    """Check BUNDLE as a device does: signature, then every byte."""
+    from edge.bundle import open_bundle
+    from edge.errors import EdgeError
+    from edge.trust import trusted_keys_in
+
+    try:
+        opened = open_bundle(bundle, trusted_keys_in(trusted_keys))
+    except EdgeError as error:
+        if as_json:
+            click.echo(json.dumps({"ok": False, "code": error.code, "error": str(error)}))
+        raise
+    manifest, signer = opened.manifest, opened.signed_by
+    assert signer is not None  # noqa: S101 - open_bundle refuses unsigned bundles here
+    if as_json:
+        facts = {"name": manifest.name, "version": manifest.version, "signed_by": signer.keyid}
+        click.echo(json.dumps({"ok": True, **facts}))
+        return
+    click.echo(
+        f"{bundle}: {manifest.name} {manifest.version}, {len(manifest.artifacts)} files intact, "
+        f"signed by {signer.keyid[:12]} ({signer.name})"
+    )
+
+
+@click.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds, without judging its signature (see `verify`)."""
+    from host_tools.describe import print_manifest, read_manifest
+
+    content, manifest, signature = read_manifest(bundle)
+    if as_json:
+        click.echo(content, nl=False)
+        return
+    print_manifest(manifest, signature, console())
+
+
+BUNDLE_COMMANDS = (keygen, pack, sign, verify, inspect)
