@@ -7,12 +7,15 @@ is chosen on the second, the gate judges on the held-out set (the second if none
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
-from calibration.errors import CalibrationError
+from calibration.budget import REASON, Budget, mean_score, score_from_name, search
+from calibration.errors import CalibrationError, GateError
 from calibration.graph import int8_mac_percent, macs_by_node, prepared
 from calibration.judge import Judged, Labels, Progress, judge, sqnr_by_method
 from calibration.kernels import integer_mac_percent
@@ -20,10 +23,11 @@ from calibration.methods import METHODS
 from calibration.observers import HistogramObserver, RangeObserver
 from calibration.ort_form import ort_activations, quantize_for_ort
 from calibration.parts import Part, Reader, reader_for, row_count
-from calibration.placement import Placement, place
+from calibration.placement import Placement, place, without
 from calibration.qdq import quantize
 from calibration.runtime import Runner, with_outputs
 from calibration.samples import Samples
+from calibration.sensitivity import sensitivity
 from edge.errors import UsageError
 from edge.manifest import Accuracy
 from edge.spec import Feeds
@@ -31,6 +35,9 @@ from edge.spec import Feeds
 AUTO = "auto"
 SELECTION_SHARE = 0.2
 ADVISED_SAMPLES = 1000
+SENSITIVITY_BATCHES = 2
+SEARCH_ROWS = 128
+BUDGET_TRIES = 20  # of the progress bar; the search may take fewer or a few more
 DEAD = "input is always zero"
 
 
@@ -56,6 +63,7 @@ class Calibrated:
 
     tensorrt: the form of `qdq`; its share of int8 arithmetic is what the graph asks for.
     ort: the form of `ort_form`; its share is what ONNX Runtime runs in integer kernels here.
+    sensitivity_db: by node, where a budget asked for it; see `sensitivity`.
     """
 
     tensorrt: Quantized
@@ -65,6 +73,7 @@ class Calibrated:
     amax: dict[str, float]
     sqnr_db: dict[str, float]
     kept_float: dict[str, str]
+    sensitivity_db: dict[str, float]
 
 
 def calibrate(
@@ -76,11 +85,13 @@ def calibrate(
     batch: int = 16,
     held_out: HeldOut | None = None,
     labels: Labels | None = None,
+    budget: Budget | None = None,
     progress: Progress = lambda *_: None,
 ) -> Calibrated:
     """Return the model quantized with the best (or the named) method, and its accuracy.
 
-    labels: classes of `samples`, used when no held_out set is given.
+    labels: classes of `samples`, used when no held_out set is given. budget: keep as many nodes
+    float as it needs, and no more.
     progress: called as (stage, rows done, rows in all).
     Raises UsageError for an unknown method or too few samples, InputError for samples that do not
     fit the model, CalibrationError for values that are not finite or labels that do not match,
@@ -109,6 +120,16 @@ def calibrate(
     }
     scores = sqnr_by_method(model, rivals, selection, progress)
     best = max(scores, key=lambda name: scores[name])
+    sensitivities: dict[str, float] = {}
+    if budget is not None:
+        sensitivities = sensitivity(
+            model,
+            placement,
+            tables[best],
+            itertools.islice(selection, SENSITIVITY_BATCHES),
+            tick=lambda done, total: progress("sensitivity", done, total),
+        )
+        placement = _within(budget, model, placement, tables[best], sensitivities, judged, progress)
     tensorrt = quantize(model, placement, tables[best])
     ort = quantize_for_ort(model, placement, tables[best])
     shares = {"tensorrt": int8_mac_percent(tensorrt, macs), "ort": integer_mac_percent(ort, macs)}
@@ -128,6 +149,58 @@ def calibrate(
         amax=tables[best],
         sqnr_db={name: round(score, 2) for name, score in scores.items()},
         kept_float=placement.kept_float,
+        sensitivity_db={name: round(db, 2) for name, db in sensitivities.items()},
+    )
+
+
+def _within(
+    budget: Budget,
+    model: onnx.ModelProto,
+    placement: Placement,
+    amax: Mapping[str, float],
+    sensitivities: Mapping[str, float],
+    judged: Judged,
+    progress: Progress,
+) -> Placement:
+    """Return the placement with as few float nodes as the budget needs, in both int8 forms."""
+    part, labels = judged.part, judged.labels
+    if budget.metric == "top1" and labels is None:
+        raise UsageError("--budget top1 needs labels of the held-out samples; see --labels")
+    score = score_from_name(budget.metric) if ":" in budget.metric else None
+    tries = itertools.count(1)
+
+    def excess(names: Sequence[str], rows: int) -> float:
+        tried = without(placement, names, REASON, model.graph)
+        few = Judged(
+            part=part.reader.part(part.samples, part.start, min(part.stop, part.start + rows)),
+            labels=labels,
+        )
+        worst = -math.inf
+        for quantized, exact in (
+            (quantize(model, tried, amax), True),
+            (quantize_for_ort(model, tried, amax), False),
+        ):
+            accuracy = judge(
+                model, quantized, few, placement=tried, int8_mac_percent=0.0, exact=exact,
+                progress=lambda *_: None,
+            )  # fmt: skip
+            value = None
+            if score is not None:
+                value = mean_score(score, model, quantized, few.part, labels)
+            worst = max(worst, budget.excess(accuracy, value))
+        progress("budget", min(next(tries), BUDGET_TRIES), BUDGET_TRIES)
+        return worst
+
+    names = sorted((n.name for n in placement.quantized), key=lambda name: sensitivities[name])
+    kept = list(search(names, lambda some: excess(some, SEARCH_ROWS)))
+    # The search looked at a few rows; all of them decide.
+    for name in [name for name in names if name not in kept]:
+        if excess(kept, part.rows) <= 0:
+            return without(placement, kept, REASON, model.graph)
+        kept.append(name)
+    raise GateError(
+        "no choice of float nodes keeps the accuracy budget on all held-out samples; widen "
+        "--budget, or give more samples"
     )
 
 

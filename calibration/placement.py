@@ -113,6 +113,20 @@ def place(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
     return Placement(quantized=tuple(quantized), kept_float=kept, skips=skips)
 
 
+def without(
+    placement: Placement, names: Sequence[str], reason: str, graph: onnx.GraphProto
+) -> Placement:
+    """Return the placement with some nodes back in float; no tensor is quantized that was not."""
+    quantized = tuple(n for n in placement.quantized if n.name not in names)
+    edges = skip_edges(graph, {node.name for node in quantized})
+    known = set(placement.activations)
+    return Placement(
+        quantized=quantized,
+        kept_float={**placement.kept_float, **dict.fromkeys(names, reason)},
+        skips=tuple(edge for edge in edges if edge.tensor in known),
+    )
+
+
 def skip_edges(graph: onnx.GraphProto, quantized: set[str]) -> tuple[SkipEdge, ...]:
     """Return one operand of every Add whose other operand is a quantized Conv of its own.
 

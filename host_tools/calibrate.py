@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.budget import Budget
 from calibration.calibrate import ADVISED_SAMPLES, Calibrated, HeldOut, calibrate
 from calibration.errors import GateError
 from calibration.gate import Gate, gate_problems
@@ -39,6 +40,7 @@ class CalibrateRequest:
     keep_float: tuple[str, ...]
     batch: int
     gate: Gate
+    budget: Budget | None
     out: Path | None
 
 
@@ -82,6 +84,7 @@ def calibrate_file(
             batch=request.batch,
             held_out=None if judged is samples else HeldOut(samples=judged, labels=labels),
             labels=labels if judged is samples else None,
+            budget=request.budget,
             progress=progress,
         )
     _check_gate(result, request, out)
@@ -95,6 +98,7 @@ def calibrate_file(
         amax=result.amax,
         sqnr_db=result.sqnr_db,
         kept_float=result.kept_float,
+        sensitivity_db=result.sensitivity_db,
         tensorrt=QuantizedFile(sha256=sha256_of(out)[0], accuracy=result.tensorrt.accuracy),
         ort=QuantizedFile(sha256=sha256_of(ort_path(out))[0], accuracy=result.ort.accuracy),
     )

@@ -135,14 +135,21 @@ def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **opt
     show_default=True,
     help="Gate without labels, for classifiers: percent of samples with the same top class.",
 )
+@click.option(
+    "--budget",
+    metavar="METRIC=LIMIT",
+    help="Keep as few layers float as this needs: top1=0.5 (points lost), cosine=0.99, sqnr=20, "
+    "or module:function=LIMIT.",
+)
 @click.option("--out", type=FILE, help="File to write; default: MODEL with .int8.onnx.")
 @click.option("--json", "as_json", is_flag=True, help="Print the calibration table as JSON.")
-def calibrate(model: Path, as_json: bool, **options: Any) -> None:
+def calibrate(model: Path, budget: str | None, as_json: bool, **options: Any) -> None:
     """Quantize MODEL to INT8, and refuse if that costs too much accuracy.
 
     Writes the model with explicit Q/DQ and its calibration table, or nothing: exit code 1 means
     that the accuracy gate said no.
     """
+    from calibration.budget import REASON, budget_from_text
     from calibration.gate import Gate
     from calibration.table import ort_path, table_path
     from host_tools.calibrate import CalibrateRequest, calibrate_file
@@ -153,7 +160,8 @@ def calibrate(model: Path, as_json: bool, **options: Any) -> None:
         min_cosine=options.pop("min_cosine"),
         min_agreement_percent=options.pop("min_agreement"),
     )
-    request = CalibrateRequest(model=model, gate=gate, **options)
+    limit = None if budget is None else budget_from_text(budget)
+    request = CalibrateRequest(model=model, gate=gate, budget=limit, **options)
     table, path = calibrate_file(request, say=say)
     if as_json:
         print_json(table)
@@ -168,6 +176,13 @@ def calibrate(model: Path, as_json: bool, **options: Any) -> None:
         click.echo(f"{file}, int8 {form}, against fp32:")
         for line in accuracy_lines(accuracy):
             click.echo(line)
+    kept = [name for name, reason in table.kept_float.items() if reason == REASON]
+    if budget is not None:
+        few = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
+        count = len(table.sensitivity_db)
+        click.echo(
+            f"budget {budget}: {len(kept)} of {count} nodes stay float" + f" ({few})" * bool(kept)
+        )
     click.echo(f"wrote both and {table_path(path)}")
 
 

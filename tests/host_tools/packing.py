@@ -27,6 +27,7 @@ def calibrate_request(folder: Path, **changes: object) -> CalibrateRequest:
         "keep_float": (),
         "batch": 16,
         "gate": FREE_GATE,
+        "budget": None,
         "out": None,
     }
     return CalibrateRequest(**{**values, **changes})  # type: ignore[arg-type]
