@@ -12,6 +12,7 @@ from calibration.observers import HistogramObserver, RangeObserver
 
 QUANTIZED_LEVELS = 128  # magnitudes of a symmetric int8 value
 MAX_CLIPPED_SHARE = 0.01
+MSE_CANDIDATES = 241
 Counts = npt.NDArray[np.int64]
 Method = Callable[[RangeObserver, HistogramObserver], float]
 
@@ -57,6 +58,29 @@ def amax_from_entropy(counts: Counts, width: float) -> float:
     return float((best + 0.5) * width) if best < counts.size else float(best * width)
 
 
+def amax_from_mse(counts: Counts, width: float) -> float:
+    """Return the range whose int8 image has the least mean squared error.
+
+    Every value counts as the centre of its bin; ranges are tried from the whole histogram down to
+    one sixteenth of it, where more is clipped than int8 could win back.
+    Source: Banner et al. 2019, "Post training 4-bit quantization", arXiv 1810.05723, section 3,
+    with the histogram in place of its Laplace model.
+    """
+    if counts.sum() == 0:
+        raise CalibrationError("the histogram is empty: the collector saw no values")
+    centres = (np.arange(counts.size) + 0.5) * width
+    weights = counts.astype(np.float64)
+    edges = np.linspace(counts.size // 16, counts.size, MSE_CANDIDATES).round().astype(int)
+    best, least = counts.size, np.inf
+    for edge in edges:
+        scale = edge * width / (QUANTIZED_LEVELS - 1)
+        image = np.minimum(np.rint(centres / scale), QUANTIZED_LEVELS - 1) * scale
+        error = float(weights @ np.square(centres - image))
+        if error <= least:  # of equal ranges the wider clips less of what was not seen
+            best, least = int(edge), error
+    return float(best * width)
+
+
 def _kl_divergence(head: npt.NDArray[np.float64], tail: float) -> float:
     p = head.copy()
     p[-1] += tail
@@ -86,4 +110,5 @@ METHODS: Mapping[str, Method] = {
     "percentile-99.99": _percentile(99.99),
     "percentile-99.9": _percentile(99.9),
     "entropy": lambda _, seen: amax_from_entropy(seen.counts, seen.width),
+    "mse": lambda _, seen: amax_from_mse(seen.counts, seen.width),
 }

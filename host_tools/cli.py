@@ -99,7 +99,7 @@ def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **opt
     default="auto",
     show_default=True,
     help="auto tries all and keeps the best by SQNR; or minmax, moving-average, "
-    "percentile-99.999, percentile-99.99, percentile-99.9, entropy.",
+    "percentile-99.999, percentile-99.99, percentile-99.9, entropy, mse.",
 )
 @click.option(
     "--keep-float",

@@ -8,6 +8,7 @@ from calibration.methods import (
     MAX_CLIPPED_SHARE,
     METHODS,
     amax_from_entropy,
+    amax_from_mse,
     amax_from_percentile,
 )
 from calibration.observers import HISTOGRAM_BINS, HistogramObserver, RangeObserver
@@ -97,12 +98,39 @@ def test_entropy_keeps_the_range_of_a_tensor_with_few_values() -> None:
     assert METHODS["entropy"](*observed(pixels)) > 0.99
 
 
+def fake_quantized(values: np.ndarray, amax: float) -> np.ndarray:
+    scale = amax / 127
+    return np.clip(np.rint(values / scale), -127, 127) * scale
+
+
+def error_at(values: np.ndarray, amax: float) -> float:
+    return float(np.square(values - fake_quantized(values, amax)).mean())
+
+
+@pytest.mark.parametrize("shape", ["normal", "student", "uniform", "spiked"])
+def test_mse_is_no_worse_than_any_range_tried_on_the_values_themselves(shape: str) -> None:
+    rng = np.random.default_rng(4)
+    values = {
+        "normal": rng.normal(size=60_000),
+        "student": rng.standard_t(3, 60_000),
+        "uniform": rng.uniform(-1, 1, 60_000),
+        "spiked": np.append(rng.normal(size=60_000), [60.0] * 3),
+    }[shape].astype(np.float32)
+    seen, histogram = observed(values)
+    chosen = error_at(values, METHODS["mse"](seen, histogram))
+    tried = [error_at(values, seen.amax * share) for share in np.linspace(0.05, 1.0, 200)]
+    assert chosen <= 1.03 * min(tried)
+    assert chosen <= 1.001 * error_at(values, seen.amax)
+
+
 def test_an_empty_histogram_is_refused() -> None:
     empty = np.zeros(HISTOGRAM_BINS, np.int64)
     with pytest.raises(CalibrationError, match="empty"):
         amax_from_percentile(empty, 1.0, percentile=99.0)
     with pytest.raises(CalibrationError, match="empty"):
         amax_from_entropy(empty, 1.0)
+    with pytest.raises(CalibrationError, match="empty"):
+        amax_from_mse(empty, 1.0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
