@@ -20,6 +20,7 @@ import msgspec
 from edge.engine_builder import Progress, engine_profiles
 from edge.engine_child import BuildRequest, ChildRequest, Report, TryRequest
 from edge.errors import EdgeError
+from edge.sealed import memory_file
 
 _POLL_S = 0.2
 _PIPE_BYTES = 65536
@@ -33,7 +34,6 @@ _REFUSAL_FROM_ERROR = {
     "build": "build-failed",
     "self-test": "self-test-failed",
 }
-
 
 logger = logging.getLogger(__name__)
 
@@ -121,14 +121,12 @@ def run_child(
     with (
         os.fdopen(reader, "rb", buffering=0) as reports,
         _closing(writer) as close_writer,
-        subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(*descriptors, writer)) as child,
+        # A file, not a pipe: a child that never reads must not keep this process waiting.
+        _memory_input(msgspec.json.encode(request, enc_hook=str)) as sent,
+        subprocess.Popen(command, stdin=sent, pass_fds=(*descriptors, writer)) as child,
     ):
         close_writer()
         try:
-            assert child.stdin is not None  # noqa: S101
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(msgspec.json.encode(request, enc_hook=str))
-                child.stdin.close()
             pending = b""
             while True:
                 if clock() > deadline:
@@ -178,6 +176,18 @@ def _ended_without_report(child: subprocess.Popen[bytes]) -> AttemptError:
                 "damaged, or memory ran out (see dmesg)",
             )
     return AttemptError("crashed", f"the process that tried it ended with status {status}")
+
+
+@contextlib.contextmanager
+def _memory_input(content: bytes) -> Iterator[int]:
+    descriptor = memory_file()
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

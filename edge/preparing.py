@@ -103,7 +103,10 @@ class Preparer:
         except EdgeError as error:
             raise AttemptError("open-failed", str(error)) from error
         key = cache_key("tried", artifact.sha256, *self._machine(backend))
-        if self._cache.get(key, Tried) is None:
+        verdict = self._cache.get(key, Tried)
+        if verdict is not None:
+            verdict.content.close()
+        else:
             try:
                 report = attempt(
                     self._trial(model, variant, backend, engine.fileno()),

@@ -60,7 +60,7 @@ def run_pipeline(folder: Path) -> Path:
     for words in (
         ["export", weights, "--shape", SHAPE, "--out", "minilm.onnx"],
         ["calibrate", "minilm.onnx", "--data", "train.txt", "--held-out", "held.txt",
-         "--tokenizer", weights, "--min-cosine", "0.985"],
+         "--tokenizer", weights, "--budget", "cosine=0.99"],
         ["keygen", "release", "--out", "keys"],
         ["pack", "minilm.onnx", "--int8", "minilm.int8.onnx", "--golden", "held.txt",
          "--tokenizer", weights, "--name", "minilm", "--key", "keys/release.key",

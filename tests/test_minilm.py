@@ -18,7 +18,7 @@ def test_served_fp32_embeddings_are_those_of_torch(outcome: Outcome) -> None:
 
 
 def test_served_int8_embeddings_keep_their_meaning(outcome: Outcome) -> None:
-    assert outcome.cosines["int8"].mean() >= 0.985
+    assert outcome.cosines["int8"].mean() >= 0.99
 
 
 def test_most_of_the_arithmetic_is_int8(outcome: Outcome) -> None:

@@ -78,6 +78,24 @@ def test_a_child_is_cancelled_by_its_progress_and_by_a_stop() -> None:
     assert "the agent stops" in str(refusal("signal.pause()", stop=stop))
 
 
+def test_a_child_that_never_reads_a_large_request_is_killed_in_time() -> None:
+    clock = FakeClock()
+    request = EngineRequest(onnx=Path("x" * (1 << 20)), precision="fp32", profiles=())
+    build = BuildRequest(backend="trt", request=request, engine=0, timing_cache=0)
+
+    def progress(*_: object) -> bool:
+        clock.advance(DEADLINE_S + 1)
+        return True
+
+    code = "import os, signal, sys\n" + REPORT % '{"phase":"p","done":1,"total":9}'
+    with pytest.raises(AttemptError) as caught:
+        run_child(
+            ChildRequest(build=build), (), code=code + "signal.pause()", timeout_s=DEADLINE_S,
+            progress=progress, clock=clock,
+        )  # fmt: skip
+    assert caught.value.refusal == "timed-out"
+
+
 @pytest.mark.parametrize("line", ["nonsense", "{", '{"seconds":"x"}'])
 def test_a_report_that_is_none_is_a_crash(line: str) -> None:
     assert refusal(REPORT % line).refusal == "crashed"
