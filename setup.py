@@ -26,6 +26,7 @@ CORE = [
 ORT = ["onnxruntime>=1.18"]
 HOST = [
     *ORT,
+    "jinja2>=3.1",
     "onnx>=1.16",
     "onnxscript>=0.5",
     "onnxslim>=0.1.76",

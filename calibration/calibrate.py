@@ -37,6 +37,8 @@ SELECTION_SHARE = 0.2
 ADVISED_SAMPLES = 1000
 SENSITIVITY_BATCHES = 2
 SEARCH_ROWS = 128
+WORST_LAYERS = 6
+VIEW_BINS = 64
 BUDGET_TRIES = 20  # of the progress bar; the search may take fewer or a few more
 DEAD = "input is always zero"
 
@@ -58,12 +60,28 @@ class Quantized:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerView:
+    """One layer for a person to look at: what its input held, and where it is clipped.
+
+    counts: of |x| in equal bins over [0, amax]. clip: the chosen range.
+    """
+
+    node: str
+    tensor: str
+    sqnr_db: float
+    counts: tuple[int, ...]
+    amax: float
+    clip: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated:
     """Both int8 forms, the ranges in them, and why these.
 
     tensorrt: the form of `qdq`; its share of int8 arithmetic is what the graph asks for.
     ort: the form of `ort_form`; its share is what ONNX Runtime runs in integer kernels here.
-    sensitivity_db: by node, where a budget asked for it; see `sensitivity`.
+    sensitivity_db: by node, where a budget or `explain` asked for it; see `sensitivity`. worst: the
+    layers with the lowest, the lowest first.
     """
 
     tensorrt: Quantized
@@ -74,6 +92,7 @@ class Calibrated:
     sqnr_db: dict[str, float]
     kept_float: dict[str, str]
     sensitivity_db: dict[str, float]
+    worst: tuple[LayerView, ...]
 
 
 def calibrate(
@@ -86,12 +105,13 @@ def calibrate(
     held_out: HeldOut | None = None,
     labels: Labels | None = None,
     budget: Budget | None = None,
+    explain: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Calibrated:
     """Return the model quantized with the best (or the named) method, and its accuracy.
 
     labels: classes of `samples`, used when no held_out set is given. budget: keep as many nodes
-    float as it needs, and no more.
+    float as it needs, and no more. explain: measure the sensitivity of every node in any case.
     progress: called as (stage, rows done, rows in all).
     Raises UsageError for an unknown method or too few samples, InputError for samples that do not
     fit the model, CalibrationError for values that are not finite or labels that do not match,
@@ -121,7 +141,8 @@ def calibrate(
     scores = sqnr_by_method(model, rivals, selection, progress)
     best = max(scores, key=lambda name: scores[name])
     sensitivities: dict[str, float] = {}
-    if budget is not None:
+    candidates = placement
+    if budget is not None or explain:
         sensitivities = sensitivity(
             model,
             placement,
@@ -129,6 +150,7 @@ def calibrate(
             itertools.islice(selection, SENSITIVITY_BATCHES),
             tick=lambda done, total: progress("sensitivity", done, total),
         )
+    if budget is not None:
         placement = _within(budget, model, placement, tables[best], sensitivities, judged, progress)
     tensorrt = quantize(model, placement, tables[best])
     ort = quantize_for_ort(model, placement, tables[best])
@@ -150,7 +172,33 @@ def calibrate(
         sqnr_db={name: round(score, 2) for name, score in scores.items()},
         kept_float=placement.kept_float,
         sensitivity_db={name: round(db, 2) for name, db in sensitivities.items()},
+        worst=_worst(candidates, sensitivities, histograms, tables[best]),
     )
+
+
+def _worst(
+    placement: Placement,
+    sensitivities: Mapping[str, float],
+    histograms: Mapping[str, HistogramObserver],
+    amax: Mapping[str, float],
+) -> tuple[LayerView, ...]:
+    nodes = [node for node in placement.quantized if node.name in sensitivities]
+    nodes.sort(key=lambda node: sensitivities[node.name])
+    views = []
+    for node in nodes[:WORST_LAYERS]:
+        seen = histograms[node.activation]
+        counts = seen.counts.reshape(VIEW_BINS, -1).sum(axis=1)
+        views.append(
+            LayerView(
+                node=node.name,
+                tensor=node.activation,
+                sqnr_db=sensitivities[node.name],
+                counts=tuple(int(count) for count in counts),
+                amax=seen.width * seen.counts.size,
+                clip=amax[node.activation],
+            )
+        )
+    return tuple(views)
 
 
 def _within(

@@ -20,9 +20,10 @@ from calibration.table import (
     table_path,
 )
 from edge.errors import UsageError
-from edge.files import sha256_of
+from edge.files import atomic_write, sha256_of
 from host_tools.coverage import coverage_of
 from host_tools.progress import progress_bar
+from host_tools.report import report_from
 from host_tools.samples import samples_at
 from host_tools.text import TextSamples
 
@@ -41,6 +42,7 @@ class CalibrateRequest:
     batch: int
     gate: Gate
     budget: Budget | None
+    report: Path | None
     out: Path | None
 
 
@@ -85,8 +87,11 @@ def calibrate_file(
             held_out=None if judged is samples else HeldOut(samples=judged, labels=labels),
             labels=labels if judged is samples else None,
             budget=request.budget,
+            explain=request.report is not None,
             progress=progress,
         )
+    if request.report is not None:  # whatever the gate says: it shows what to do about it
+        atomic_write(request.report, report_from(result, request.model).encode())
     _check_gate(result, request, out)
     save_model(result.ort.model, ort_path(out))
     save_model(result.tensorrt.model, out)
@@ -114,8 +119,9 @@ def _check_out(out: Path, request: CalibrateRequest) -> None:
             for given in (request.model, request.data, request.held_out, request.labels)
         ):
             raise UsageError(f"--out {out} would overwrite the input {path}; give another file")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
+    for flag, wanted in (("--out", out), ("--report", request.report)):
+        if wanted is not None and not wanted.parent.is_dir():
+            raise UsageError(f"{flag} {wanted}: there is no folder {wanted.parent}; make it first")
 
 
 def _check_gate(result: Calibrated, request: CalibrateRequest, out: Path) -> None:

@@ -141,6 +141,11 @@ def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **opt
     help="Keep as few layers float as this needs: top1=0.5 (points lost), cosine=0.99, sqnr=20, "
     "or module:function=LIMIT.",
 )
+@click.option(
+    "--report",
+    type=FILE,
+    help="Write a page for people: methods, layers, histograms. Written even if the gate refuses.",
+)
 @click.option("--out", type=FILE, help="File to write; default: MODEL with .int8.onnx.")
 @click.option("--json", "as_json", is_flag=True, help="Print the calibration table as JSON.")
 def calibrate(model: Path, budget: str | None, as_json: bool, **options: Any) -> None:

@@ -118,6 +118,11 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
 
 def accuracy_lines(accuracy: Accuracy) -> list[str]:
     """Return int8 against fp32 on the held-out samples, one figure a line."""
+    return [f"  {name:<18}{value}" for name, value in accuracy_rows(accuracy)]
+
+
+def accuracy_rows(accuracy: Accuracy) -> list[tuple[str, str]]:
+    """Return int8 against fp32 on the held-out samples, as (what, figure in words)."""
     rows = [("held-out samples", f"{accuracy.samples}")]
     if accuracy.fp32_top1_percent is not None and accuracy.int8_top1_percent is not None:
         both = f"{accuracy.fp32_top1_percent:.2f} % fp32, {accuracy.int8_top1_percent:.2f} % int8"
@@ -128,7 +133,7 @@ def accuracy_lines(accuracy: Accuracy) -> list[str]:
     rows.append(("SQNR", f"{accuracy.sqnr_db:.1f} dB"))
     share = f"{accuracy.int8_mac_percent:.2f} % of the multiply-accumulates"
     rows.append(("int8 arithmetic", share))
-    return [f"  {name:<18}{value}" for name, value in rows]
+    return rows
 
 
 def _where(variant: Variant) -> str:

@@ -28,6 +28,7 @@ def calibrate_request(folder: Path, **changes: object) -> CalibrateRequest:
         "batch": 16,
         "gate": FREE_GATE,
         "budget": None,
+        "report": None,
         "out": None,
     }
     return CalibrateRequest(**{**values, **changes})  # type: ignore[arg-type]
