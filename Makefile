@@ -17,6 +17,8 @@ PEER_alibi-detect := alibi-detect==0.13.0
 BINDINGS := 8.6.1=tensorrt-bindings 10.3.0=tensorrt-cu12-bindings \
 	10.13.3.9=tensorrt-cu12-bindings 11.4.0.106=tensorrt-cu12-bindings
 
+GPU_ENGINES := $(foreach net,resnet50 encoder,$(addprefix $(net).,fp32 fp16 int8))
+
 # -qq: errors only.
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
@@ -29,11 +31,11 @@ define make_venv
 endef
 
 .PHONY: help venv quickstart test test-py310 test-surface test-gpu lint peers docs
-.PHONY: bench-minilm bench-gpu clean
+.PHONY: bench-minilm bench-calibration bench-gpu clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  \1\t/' | expand -t 20
 
 venv: $(VENV)/.stamp ## Make .venv with everything that development needs.
 
@@ -59,8 +61,13 @@ test-surface: $(VENV)/.stamp build/tensorrt-bindings/.stamp ## Check what we cal
 test-gpu: ## Run the tests that need a GPU, with the TensorRT of $(PYTHON).
 	$(PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
-bench-gpu: ## Measure TensorRT on this GPU as in BENCHMARKS.md (30 minutes).
-	$(PYTHON) -m tests.gpu.bench_all build/gpu $(ARGS)
+bench-gpu: ## Build and measure the engines of BENCHMARKS.md with the TensorRT of $(PYTHON).
+	$(PYTHON) -m tests.gpu.make_models build/gpu
+	$(PYTHON) -m tests.gpu.build_engines build/gpu build/gpu/timings $(GPU_ENGINES)
+	$(PYTHON) -m tests.gpu.bench build/gpu $(GPU_ENGINES)
+	$(PYTHON) -m tests.gpu.layer_profile build/gpu 32 resnet50.fp16 resnet50.int8
+	$(PYTHON) -m tests.gpu.soak build/gpu resnet50.fp16 200000 1000
+	$(PYTHON) -m tests.gpu.bench_torch build/gpu
 
 lint: $(VENV)/.stamp ## Check style, types and the import table.
 	$(BIN)/ruff check
@@ -77,6 +84,13 @@ bench-minilm: $(VENV)/.stamp ## Measure the sentence encoder of BENCHMARKS.md (2
 	rm -rf build/minilm
 	$(BIN)/python -m tests.minilm build/minilm
 	$(BIN)/python -m tests.bench_loading build/minilm
+
+bench-calibration: $(VENV)/.stamp ## Measure calibration against onnxruntime's (10 minutes, 24 GB).
+	$(BIN)/edge-kit quickstart --out build/calibration
+	rm -rf build/minilm
+	$(BIN)/python -m tests.minilm build/minilm
+	cp build/minilm/minilm.onnx build/calibration/
+	$(BIN)/python -m tests.bench_calibration build/calibration
 
 clean: ## Remove what make made.
 	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out

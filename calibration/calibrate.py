@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 
 from calibration.budget import REASON, Budget, mean_score, score_from_name, search
@@ -20,7 +21,7 @@ from calibration.graph import int8_mac_percent, macs_by_node, prepared
 from calibration.judge import Judged, Labels, Progress, judge, sqnr_by_method
 from calibration.kernels import integer_mac_percent
 from calibration.methods import METHODS
-from calibration.observers import HistogramObserver, RangeObserver
+from calibration.observers import Observer
 from calibration.ort_form import ort_activations, quantize_for_ort
 from calibration.parts import Part, Reader, reader_for, row_count
 from calibration.placement import Placement, place, without
@@ -30,7 +31,6 @@ from calibration.samples import Samples
 from calibration.sensitivity import sensitivity
 from edge.errors import UsageError
 from edge.manifest import Accuracy
-from edge.spec import Feeds
 
 AUTO = "auto"
 SELECTION_SHARE = 0.2
@@ -126,10 +126,10 @@ def calibrate(
     judged = _judged(reader, selection, held_out, labels)
     macs = macs_by_node(model, next(iter(ranges_part)))
 
-    ranges, histograms = _observe(model, placement, ranges_part, progress)
+    ranges = _observe(model, placement, ranges_part, progress)
     tables = {
         name: {
-            tensor: METHODS[name](seen, histograms[tensor]) if tensor in histograms else 0.0
+            tensor: METHODS[name](seen) if seen.has_range else 0.0
             for tensor, seen in ranges.items()
         }
         for name in (METHODS if method == AUTO else [method])
@@ -172,29 +172,30 @@ def calibrate(
         sqnr_db={name: round(score, 2) for name, score in scores.items()},
         kept_float=placement.kept_float,
         sensitivity_db={name: round(db, 2) for name, db in sensitivities.items()},
-        worst=_worst(candidates, sensitivities, histograms, tables[best]),
+        worst=_worst(candidates, sensitivities, ranges, tables[best]),
     )
 
 
 def _worst(
     placement: Placement,
     sensitivities: Mapping[str, float],
-    histograms: Mapping[str, HistogramObserver],
+    ranges: Mapping[str, Observer],
     amax: Mapping[str, float],
 ) -> tuple[LayerView, ...]:
     nodes = [node for node in placement.quantized if node.name in sensitivities]
     nodes.sort(key=lambda node: sensitivities[node.name])
     views = []
     for node in nodes[:WORST_LAYERS]:
-        seen = histograms[node.activation]
-        counts = seen.counts.reshape(VIEW_BINS, -1).sum(axis=1)
+        seen = ranges[node.activation]
+        edges = np.linspace(0, seen.counts.size, VIEW_BINS, endpoint=False).astype(int)
+        counts = np.add.reduceat(seen.counts, edges)
         views.append(
             LayerView(
                 node=node.name,
                 tensor=node.activation,
                 sqnr_db=sensitivities[node.name],
                 counts=tuple(int(count) for count in counts),
-                amax=seen.width * seen.counts.size,
+                amax=seen.amax,
                 clip=amax[node.activation],
             )
         )
@@ -278,34 +279,22 @@ def _judged(
 
 def _observe(
     model: onnx.ModelProto, placement: Placement, part: Part, progress: Progress
-) -> tuple[dict[str, RangeObserver], dict[str, HistogramObserver]]:
-    """Return the ranges of all tensors that a form needs, and a histogram where one is not zero."""
+) -> dict[str, Observer]:
+    """Return what every tensor held that one of the two int8 forms quantizes."""
     tensors = dict.fromkeys((*placement.activations, *ort_activations(model, placement)))
     runner = Runner(with_outputs(model, tuple(tensors)))
-    ranges = {name: RangeObserver(name) for name in tensors}
-    for values, done in _activations(runner, part):
-        for name, observer in ranges.items():
-            observer.update(values[name])
-        progress("ranges", done, part.rows)
-    histograms = {
-        name: HistogramObserver(seen.amax) for name, seen in ranges.items() if seen.has_range
-    }
-    for values, done in _activations(runner, part):
-        for name, histogram in histograms.items():
-            histogram.update(values[name])
-        progress("histograms", done, part.rows)
-    return ranges, histograms
-
-
-def _activations(runner: Runner, part: Iterable[Feeds]) -> Iterator[tuple[Feeds, int]]:
+    observers = {name: Observer(name) for name in tensors}
     done = 0
     for feeds in part:
         values = {**feeds, **runner.run(feeds)}
+        for name, observer in observers.items():
+            observer.update(values[name])
         done += row_count(feeds)
-        yield values, done
+        progress("ranges", done, part.rows)
+    return observers
 
 
-def _without_dead(placement: Placement, ranges: Mapping[str, RangeObserver]) -> Placement:
+def _without_dead(placement: Placement, ranges: Mapping[str, Observer]) -> Placement:
     """Keep nodes float whose input was zero on every sample: they have no range."""
     dead = {n.name: DEAD for n in placement.quantized if not ranges[n.activation].has_range}
     if len(dead) == len(placement.quantized):

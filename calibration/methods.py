@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.errors import CalibrationError
-from calibration.observers import HistogramObserver, RangeObserver
+from calibration.observers import MIN_BINS, Observer
 
 QUANTIZED_LEVELS = 128  # magnitudes of a symmetric int8 value
 MAX_CLIPPED_SHARE = 0.01
 MSE_CANDIDATES = 241
 Counts = npt.NDArray[np.int64]
-Method = Callable[[RangeObserver, HistogramObserver], float]
+Method = Callable[[Observer], float]
 
 
 def amax_from_percentile(counts: Counts, width: float, *, percentile: float) -> float:
@@ -100,15 +100,26 @@ def _kl_divergence(head: npt.NDArray[np.float64], tail: float) -> float:
 
 
 def _percentile(percent: float) -> Method:
-    return lambda _, seen: amax_from_percentile(seen.counts, seen.width, percentile=percent)
+    return lambda seen: min(
+        seen.amax, amax_from_percentile(seen.counts, seen.width, percentile=percent)
+    )
+
+
+def _entropy(seen: Observer) -> float:
+    """Return the range on MIN_BINS bins, as the method was published; its cost is their square."""
+    counts, width = seen.counts, seen.width
+    if counts.size > MIN_BINS:
+        even = np.append(counts, 0)[: counts.size + counts.size % 2]
+        counts, width = even.reshape(-1, 2).sum(axis=1), 2 * width
+    return min(seen.amax, amax_from_entropy(counts, width))
 
 
 METHODS: Mapping[str, Method] = {
-    "minmax": lambda seen, _: seen.amax,
-    "moving-average": lambda seen, _: seen.moving_amax or seen.amax,
+    "minmax": lambda seen: seen.amax,
+    "moving-average": lambda seen: seen.moving_amax or seen.amax,
     "percentile-99.999": _percentile(99.999),
     "percentile-99.99": _percentile(99.99),
     "percentile-99.9": _percentile(99.9),
-    "entropy": lambda _, seen: amax_from_entropy(seen.counts, seen.width),
-    "mse": lambda _, seen: amax_from_mse(seen.counts, seen.width),
+    "entropy": _entropy,
+    "mse": lambda seen: min(seen.amax, amax_from_mse(seen.counts, seen.width)),
 }

@@ -1,6 +1,13 @@
-"""What calibration remembers of an activation: a range and a histogram, never the values."""
+"""What calibration remembers of an activation: a range and a histogram, never the values.
+
+One pass over the samples gives both: the histogram starts with the range of the first batch and
+doubles the width of its bins whenever a larger value comes. Widths are powers of two, so that
+halves of a sample set, observed apart, merge without loss.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -8,57 +15,97 @@ import numpy.typing as npt
 from calibration.errors import CalibrationError
 from edge.spec import AnyArray
 
-HISTOGRAM_BINS = 2048
+MIN_BINS = 2048
 # Below this a tensor counts as zero: its scale would be too close to the smallest float.
 SMALLEST_AMAX = 1e-30
 MOVING_AVERAGE_WEIGHT = 0.1
+_BINS = 2 * MIN_BINS  # a doubling leaves half of them in use
 
 
-class RangeObserver:
-    """Largest magnitude of one tensor over all batches, and its moving average per batch."""
+class Observer:
+    """Largest magnitude of one tensor, its moving average per batch, and counts of |x|.
 
-    __slots__ = ("amax", "moving_amax", "name")
+    width: of a bin; bin i covers [i * width, (i + 1) * width).
+    """
+
+    __slots__ = ("_counts", "_zeros", "amax", "moving_amax", "name", "width")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.amax = 0.0
         self.moving_amax: float | None = None
+        self.width = 0.0
+        self._zeros = 0
+        self._counts: npt.NDArray[np.int64] = np.zeros(_BINS, np.int64)
 
     @property
     def has_range(self) -> bool:
         """Whether any value was not zero."""
         return self.amax >= SMALLEST_AMAX
 
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """The bins up to the largest magnitude, MIN_BINS to twice as many."""
+        if self.width == 0.0:
+            return np.array([self._zeros], np.int64)
+        used: npt.NDArray[np.int64] = self._counts[
+            : min(_BINS, int(self.amax / self.width) + 1)
+        ].copy()
+        used[0] += self._zeros
+        return used
+
     def update(self, values: AnyArray) -> None:
         """Take in one batch; raises CalibrationError for NaN or infinity in it."""
         if values.size == 0:
             return
         batch = float(max(values.max(), -values.min()))
-        if not np.isfinite(batch) or np.isnan(values.sum(dtype=np.float64)):
+        if not math.isfinite(batch) or np.isnan(values.sum(dtype=np.float64)):
             raise CalibrationError(
                 f"tensor {self.name!r} is not finite on a calibration sample; remove the samples "
                 "that hold NaN or infinity, or check the preprocessing"
             )
-        self.amax = max(self.amax, batch)
         previous = batch if self.moving_amax is None else self.moving_amax
         self.moving_amax = previous + MOVING_AVERAGE_WEIGHT * (batch - previous)
-
-
-class HistogramObserver:
-    """Counts of |x| in equal bins over [0, amax], amax being known from a first pass.
-
-    counts: shape (HISTOGRAM_BINS,); bin i covers [i * width, (i + 1) * width).
-    """
-
-    __slots__ = ("counts", "width")
-
-    def __init__(self, amax: float) -> None:
-        self.width = amax / HISTOGRAM_BINS
-        self.counts: npt.NDArray[np.int64] = np.zeros(HISTOGRAM_BINS, np.int64)
-
-    def update(self, values: AnyArray) -> None:
-        """Take in one batch; magnitudes beyond amax count in the last bin."""
+        self.amax = max(self.amax, batch)
+        if batch < SMALLEST_AMAX:
+            self._zeros += values.size
+            return
+        self._reach(batch)
         magnitude = np.abs(values.reshape(-1), dtype=np.float32)
         magnitude *= np.float32(1.0 / self.width)
-        np.minimum(magnitude, np.float32(HISTOGRAM_BINS - 1), out=magnitude)
-        self.counts += np.bincount(magnitude.astype(np.int32), minlength=HISTOGRAM_BINS)
+        np.minimum(magnitude, np.float32(_BINS - 1), out=magnitude)
+        self._counts += np.bincount(magnitude.astype(np.int32), minlength=_BINS)
+
+    def merge(self, other: Observer) -> None:
+        """Take in what another observer of this tensor saw, after what this one saw."""
+        if other.moving_amax is not None:
+            self.moving_amax = other.moving_amax
+        self.amax = max(self.amax, other.amax)
+        self._zeros += other._zeros
+        if other.width == 0.0:
+            return
+        if self.width == 0.0:
+            self.width = other.width
+        added = other._counts.copy()
+        for _ in range(round(math.log2(self.width / other.width))):
+            added = _halved(added)
+        while self.width < other.width:
+            self._widen()
+        self._counts += added
+
+    def _reach(self, magnitude: float) -> None:
+        """Widen the bins until they hold a magnitude."""
+        if self.width == 0.0:
+            self.width = 2.0 ** math.ceil(math.log2(magnitude / _BINS))
+        while magnitude > self.width * _BINS:
+            self._widen()
+
+    def _widen(self) -> None:
+        self._counts = _halved(self._counts)
+        self.width *= 2
+
+
+def _halved(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the counts in bins of twice the width, as many of them."""
+    pairs = counts.reshape(-1, 2).sum(axis=1)
+    return np.concatenate([pairs, np.zeros_like(pairs)])

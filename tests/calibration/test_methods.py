@@ -11,17 +11,14 @@ from calibration.methods import (
     amax_from_mse,
     amax_from_percentile,
 )
-from calibration.observers import HISTOGRAM_BINS, HistogramObserver, RangeObserver
+from calibration.observers import MIN_BINS, Observer
 
 
-def observed(values: np.ndarray, batches: int = 10) -> tuple[RangeObserver, HistogramObserver]:
-    seen = RangeObserver("t")
+def observed(values: np.ndarray, batches: int = 10) -> Observer:
+    seen = Observer("t")
     for part in np.array_split(values, batches):
         seen.update(part)
-    histogram = HistogramObserver(seen.amax)
-    for part in np.array_split(values, batches):
-        histogram.update(part)
-    return seen, histogram
+    return seen
 
 
 @pytest.fixture
@@ -29,32 +26,65 @@ def gaussian() -> np.ndarray:
     return np.random.default_rng(0).normal(0, 1, 100_000).astype(np.float32)
 
 
-def test_histogram_agrees_with_numpy(gaussian: np.ndarray) -> None:
-    seen, histogram = observed(gaussian)
-    expected, _ = np.histogram(np.abs(gaussian), bins=HISTOGRAM_BINS, range=(0, seen.amax))
+@pytest.mark.parametrize("batches", [1, 10, 1000])
+def test_histogram_agrees_with_numpy_however_it_grew(gaussian: np.ndarray, batches: int) -> None:
+    values = np.sort(np.abs(gaussian)) if batches == 1000 else gaussian  # grows all the time
+    seen = observed(values, batches)
+    edges = np.arange(seen.counts.size + 1) * seen.width
+    expected, _ = np.histogram(np.abs(gaussian), bins=edges)
     # float32 against float64 bin edges may move a value to the neighbouring bin.
-    assert np.abs(np.cumsum(histogram.counts) - np.cumsum(expected)).max() <= 2
-    assert histogram.counts.sum() == gaussian.size
+    assert np.abs(np.cumsum(seen.counts) - np.cumsum(expected)).max() <= 2
+    assert seen.counts.sum() == gaussian.size
+    assert MIN_BINS <= seen.counts.size <= 2 * MIN_BINS
+
+
+def test_an_outlier_widens_the_bins_and_loses_no_count(gaussian: np.ndarray) -> None:
+    seen = observed(np.append(gaussian, np.float32(1e6)))
+    assert seen.counts.sum() == gaussian.size + 1
+    assert seen.counts[-1] == 1
+    assert seen.width * seen.counts.size > 1e6
+
+
+def test_zeros_are_counted_before_and_after_the_range_is_known() -> None:
+    seen = Observer("t")
+    for part in (np.zeros(5), np.ones(2), np.zeros(3), -np.ones(1)):
+        seen.update(part.astype(np.float32))
+    assert (seen.counts[0], seen.counts.sum(), seen.amax) == (8, 11, 1.0)
+    nothing = Observer("t")
+    nothing.update(np.zeros(5, np.float32))
+    assert (nothing.has_range, nothing.counts.tolist()) == (False, [5])
+
+
+@pytest.mark.parametrize("split", [0, 1, 50_000, 99_999, 100_000])
+def test_halves_observed_apart_merge_to_the_whole(gaussian: np.ndarray, split: int) -> None:
+    for values in (gaussian, np.sort(np.abs(gaussian)), np.sort(np.abs(gaussian))[::-1]):
+        whole = observed(values, 1)
+        left, right = Observer("t"), Observer("t")
+        left.update(values[:split])
+        right.update(values[split:])
+        left.merge(right)
+        assert (left.amax, left.width) == (whole.amax, whole.width)
+        np.testing.assert_array_equal(left.counts, whole.counts)
 
 
 @pytest.mark.parametrize("percentile", [50.0, 99.0, 99.9, 99.99])
 def test_percentile_agrees_with_numpy_to_one_bin(gaussian: np.ndarray, percentile: float) -> None:
-    _, histogram = observed(gaussian)
+    histogram = observed(gaussian)
     amax = amax_from_percentile(histogram.counts, histogram.width, percentile=percentile)
     exact = np.percentile(np.abs(gaussian), percentile)
     assert exact - histogram.width <= amax <= exact + 2 * histogram.width
 
 
 def test_minmax_is_the_largest_magnitude(gaussian: np.ndarray) -> None:
-    assert METHODS["minmax"](*observed(gaussian)) == np.abs(gaussian).max()
+    assert METHODS["minmax"](observed(gaussian)) == np.abs(gaussian).max()
 
 
 def test_moving_average_forgets_one_outlier_batch(gaussian: np.ndarray) -> None:
     spiked = gaussian.copy()
     spiked[50_000] = 1000.0
-    seen, histogram = observed(spiked, batches=100)
-    assert METHODS["minmax"](seen, histogram) == 1000.0
-    assert METHODS["moving-average"](seen, histogram) < 20.0
+    seen = observed(spiked, batches=100)
+    assert METHODS["minmax"](seen) == 1000.0
+    assert METHODS["moving-average"](seen) < 20.0
 
 
 def brute_force_entropy(counts: np.ndarray, width: float) -> float:
@@ -89,13 +119,13 @@ def test_entropy_agrees_with_its_definition() -> None:
 
 def test_entropy_clips_a_long_tail(gaussian: np.ndarray) -> None:
     spiked = np.append(gaussian, [60.0] * 5).astype(np.float32)
-    seen, histogram = observed(spiked)
-    assert METHODS["entropy"](seen, histogram) < 15.0 < METHODS["minmax"](seen, histogram)
+    seen = observed(spiked)
+    assert METHODS["entropy"](seen) < 15.0 < METHODS["minmax"](seen)
 
 
 def test_entropy_keeps_the_range_of_a_tensor_with_few_values() -> None:
     pixels = np.random.default_rng(0).integers(0, 17, 50_000).astype(np.float32) / 16
-    assert METHODS["entropy"](*observed(pixels)) > 0.99
+    assert METHODS["entropy"](observed(pixels)) > 0.99
 
 
 def fake_quantized(values: np.ndarray, amax: float) -> np.ndarray:
@@ -116,15 +146,15 @@ def test_mse_is_no_worse_than_any_range_tried_on_the_values_themselves(shape: st
         "uniform": rng.uniform(-1, 1, 60_000),
         "spiked": np.append(rng.normal(size=60_000), [60.0] * 3),
     }[shape].astype(np.float32)
-    seen, histogram = observed(values)
-    chosen = error_at(values, METHODS["mse"](seen, histogram))
+    seen = observed(values)
+    chosen = error_at(values, METHODS["mse"](seen))
     tried = [error_at(values, seen.amax * share) for share in np.linspace(0.05, 1.0, 200)]
     assert chosen <= 1.03 * min(tried)
     assert chosen <= 1.001 * error_at(values, seen.amax)
 
 
 def test_an_empty_histogram_is_refused() -> None:
-    empty = np.zeros(HISTOGRAM_BINS, np.int64)
+    empty = np.zeros(MIN_BINS, np.int64)
     with pytest.raises(CalibrationError, match="empty"):
         amax_from_percentile(empty, 1.0, percentile=99.0)
     with pytest.raises(CalibrationError, match="empty"):
@@ -136,4 +166,4 @@ def test_an_empty_histogram_is_refused() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_refused_by_tensor_name(bad: float) -> None:
     with pytest.raises(CalibrationError, match="'conv1_out' is not finite"):
-        RangeObserver("conv1_out").update(np.array([1.0, bad, 2.0], np.float32))
+        Observer("conv1_out").update(np.array([1.0, bad, 2.0], np.float32))
