@@ -7,9 +7,13 @@ import os
 import platform
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from calibration.model_file import load_model
+from calibration.runtime import Runner
 from edge.engine_job import EngineResult, Frame, write_frame
 from edge.errors import BuildError, UsageError
 from edge.installed import installed_backends
@@ -235,3 +239,31 @@ def test_a_host_that_ssh_would_take_for_an_option_is_refused(
 def test_random_values_stand_in_for_samples(folder: Path, tmp_path: Path) -> None:
     records = build(options(folder, tmp_path, targets=("agx-orin-64gb",), golden=None))
     assert len(records) == 2
+
+
+def test_an_attention_mask_does_not_keep_softmax_in_fp32(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    low = numpy_helper.from_array(np.array(np.finfo(np.float32).min), "low")
+    zero = numpy_helper.from_array(np.array(0, np.float32), "zero")
+    nodes = [
+        helper.make_node("Greater", ["x", "zero"], ["seen"], name="seen"),
+        helper.make_node("Where", ["seen", "zero", "low"], ["mask"], name="mask"),
+        helper.make_node("Add", ["x", "mask"], ["masked"], name="add"),
+        helper.make_node("Softmax", ["masked"], ["y"], name="softmax"),
+    ]
+    graph = helper.make_graph(
+        nodes, "net", [value("x", TensorProto.FLOAT, [4, 4])],
+        [value("y", TensorProto.FLOAT, [4, 4])], [low, zero],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    said: list[str] = []
+    given = BuildOptions(
+        model=tmp_path / "m.onnx", targets=("agx-orin-64gb",), precisions=("fp16",),
+        out=tmp_path / "engines",
+    )  # fmt: skip
+    build_engines(given, say=said.append)
+    assert said == []
+    x = np.array([[1, 2, -1, 3]] * 4, np.float32)
+    half = Runner(load_model(tmp_path / "engines" / "trt-fp16-typed.onnx")).run({"x": x})["y"]
+    np.testing.assert_allclose(half, Runner(model).run({"x": x})["y"], atol=2e-3)
