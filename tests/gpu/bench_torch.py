@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     net = net.eval().cuda().half()
     for layout in (torch.contiguous_format, torch.channels_last):
         net = net.to(memory_format=layout)
-        compiled = torch.compile(net, mode="max-autotune-no-cudagraphs")
+        compiled = torch.compile(net)
         for batch in (1, 32):
             x = torch.randn(batch, *IMAGE, device="cuda").half().to(memory_format=layout)
             with torch.no_grad():
