@@ -195,7 +195,7 @@ def _backend(target: Target) -> TensorRtBackend:
         if problem is None:
             return backend
         problems.append(problem.reason)
-    raise BuildError(f"{target.name} cannot build engines: {problems[0]}")
+    raise BuildError(f"this machine ({target.name}) cannot build engines: {problems[0]}")
 
 
 def _write(path: Path, content: bytes) -> Path:
