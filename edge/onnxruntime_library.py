@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from typing import Any
 
@@ -22,6 +24,16 @@ def load_onnxruntime() -> Any:
             f"onnxruntime is not importable: {first_line(error)}; pip install 'edge-kit[ort]'"
         ) from error
     return onnxruntime
+
+
+def preload_cuda(onnxruntime: Any) -> None:
+    """Load the CUDA and cuDNN libraries that pip installed, which the linker would not find.
+
+    What is missing shows when the session starts, with the library's name in ONNX Runtime's log.
+    """
+    if hasattr(onnxruntime, "preload_dlls"):  # from 1.21
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it did not find
+            onnxruntime.preload_dlls()
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from edge.self_test import relative_error
 from edge.tensorrt_library import load_tensorrt
 from edge.trt_session import TrtSession
-from tests.gpu.shapes import MODELS
+from tests.gpu.shapes import MODELS, profiles
 
 WARM_UP, RUNS = 20, 200
 BATCHES = (1, 8, 32)
@@ -43,7 +43,8 @@ def main(folder: Path, names: list[str]) -> None:
                 for spec in interface.inputs
             }
             error = relative_error(session.run(feeds)[output], arrays[output][:batch])
-            with _polygraphy(plan, batch) as runner:
+            index = 0 if batch == 1 else len(profiles(name)) - 1
+            with _polygraphy(plan, index) as runner:
                 ours, theirs = _alternating(
                     functools.partial(session.run, feeds),
                     functools.partial(runner.infer, _narrow(feeds), check_inputs=False),
@@ -51,19 +52,21 @@ def main(folder: Path, names: list[str]) -> None:
             compute, copies = _device_ms(session, feeds)
             staging = _staging_ms(session, feeds)
             print(
-                f"  batch {batch:>2}: error {error:.1e} | ours {ours} | polygraphy {theirs} | "
-                f"compute {compute:.3f}, copies {copies:.3f}, host staging {staging:.3f}",
+                f"  batch {batch:>2}: error {error:.1e} | ours {ours[0]:.3f} / {ours[1]:.3f} | "
+                f"polygraphy {theirs[0]:.3f} / {theirs[1]:.3f} | compute {compute:.3f}, "
+                f"copies {copies:.3f}, host staging {staging:.3f}, "
+                f"rest {ours[0] - compute - copies - staging:.3f}",
                 flush=True,
             )
         session.close()
 
 
-def _polygraphy(plan: bytes, batch: int) -> Any:
+def _polygraphy(plan: bytes, profile: int) -> Any:
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ERROR
-    return TrtRunner(EngineFromBytes(plan), optimization_profile=0 if batch == 1 else 1)
+    return TrtRunner(EngineFromBytes(plan), optimization_profile=profile)
 
 
 def _narrow(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,18 +77,15 @@ def _narrow(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _alternating(*calls: Callable[[], object]) -> list[str]:
-    """Return "p50 / p95" of each; they take turns, so that a disturbance hits all alike."""
+def _alternating(*calls: Callable[[], object]) -> list[tuple[float, float]]:
+    """Return p50 and p95 in ms of each; they take turns: a disturbance hits all alike."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(WARM_UP + RUNS):
         for call, seen in zip(calls, times, strict=True):
             begun = time.perf_counter()
             call()
             seen.append(1e3 * (time.perf_counter() - begun))
-    return [
-        f"{np.percentile(seen[WARM_UP:], 50):.3f} / {np.percentile(seen[WARM_UP:], 95):.3f}"
-        for seen in times
-    ]
+    return [tuple(np.percentile(seen[WARM_UP:], (50, 95))) for seen in times]
 
 
 def _device_ms(session: TrtSession, feeds: dict[str, np.ndarray]) -> tuple[float, float]:

@@ -1,6 +1,8 @@
 """Damaged engines: none may hurt the process that asks, with the digest check and without it.
 
-python -m tests.gpu.corrupt BUNDLE_FOLDER VARIANT TRUNCATIONS FLIPS
+python -m tests.gpu.corrupt BUNDLE_FOLDER VARIANT TRUNCATIONS FLIPS [OTHER_ENGINE...]
+
+OTHER_ENGINE: built by another TensorRT, or for another GPU.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import collections
 import os
 import random
+import re
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +23,12 @@ from edge.errors import BundleError
 from edge.sealed import Sealed
 from edge.trust import trusted_keys_in
 
+HEADER_BYTES = 64
 
-def main(where: Path, variant_id: str, truncations: int, flips: int) -> None:
+
+def main(
+    where: Path, variant_id: str, truncations: int, flips: int, others: Sequence[Path]
+) -> None:
     bundle = open_bundle(where / "bundle", trusted_keys_in(where / "keys"), defer_engines=True)
     model = bundle.manifest.models[0]
     variant = next(v for v in model.variants if v.id == variant_id)
@@ -32,6 +40,8 @@ def main(where: Path, variant_id: str, truncations: int, flips: int) -> None:
         for case in model.golden.cases
         for t in (*case.inputs, *case.outputs)
     }
+
+    reasons: collections.Counter[str] = collections.Counter()
 
     def checked(content: bytes) -> str:
         damaged = where / f"damaged-{os.getpid()}-{id(content)}"
@@ -55,6 +65,7 @@ def main(where: Path, variant_id: str, truncations: int, flips: int) -> None:
                 timeout_s=120,
             )  # fmt: skip
         except AttemptError as error:
+            reasons[_reason(str(error))] += 1
             return error.refusal
         finally:
             sealed.close()
@@ -67,14 +78,20 @@ def main(where: Path, variant_id: str, truncations: int, flips: int) -> None:
         ],
         f"{flips} flipped bytes": [_flipped(good, rng) for _ in range(flips)],
         "random bytes": [rng.randbytes(size) for size in (0, 1, 64, 4096, len(good))],
-        "another version in the header": [_other_version(good, step) for step in (1, 2, 3)],
+        f"each of the first {HEADER_BYTES} bytes": [
+            _incremented(good, place) for place in range(HEADER_BYTES)
+        ],
+        **{f"the engine {other.name}": [other.read_bytes()] for other in others},
     }
     assert unchecked(good) == "answers within tolerance"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for kind, contents in kinds.items():
             with_check = collections.Counter(pool.map(checked, contents))
+            reasons.clear()
             without = collections.Counter(pool.map(unchecked, contents))
             print(f"{kind}: with the digest check {dict(with_check)}, without {dict(without)}")
+            for reason, count in reasons.most_common():
+                print(f"    {count:>4} {reason}")
             sys.stdout.flush()
     print(f"the asking process is alive, pid {os.getpid()}")
 
@@ -87,12 +104,20 @@ def _flipped(good: bytes, rng: random.Random) -> bytes:
     return bytes(content)
 
 
-def _other_version(good: bytes, step: int) -> bytes:
-    """Change one of the bytes in which a plan of TensorRT 8 spells its version."""
+def _incremented(good: bytes, place: int) -> bytes:
+    """Change one byte of the header, which holds the versions and the compute capability."""
     content = bytearray(good)
-    content[24 + step] ^= 1
+    content[place] = (content[place] + 1) % 256
     return bytes(content)
 
 
+def _reason(message: str) -> str:
+    """Return a refusal without what differs from one damaged byte to the next."""
+    return re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?(e[-+]\d+)?", "N", message)[:200]
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(
+        Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]),
+        [Path(other) for other in sys.argv[5:]],
+    )  # fmt: skip

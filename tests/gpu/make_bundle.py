@@ -1,6 +1,8 @@
 """Sign a bundle of the benchmark's engines, with torch's fp32 answers as golden set.
 
 python -m tests.gpu.make_bundle FOLDER MODEL OUT PRECISION...
+
+A PRECISION such as fp16-here packs no engine but the graph that the agent builds one from.
 """
 
 from __future__ import annotations
@@ -35,7 +37,17 @@ def main(folder: Path, name: str, out: Path, precisions: list[str]) -> None:
             )
         )
     variants = []
-    for precision in precisions:
+    for variant_id in precisions:
+        precision = variant_id.removesuffix("-here")
+        if variant_id != precision:
+            files[f"{name}.onnx"] = (folder / f"{name}.onnx").read_bytes()
+            variants.append(
+                m.Variant(
+                    id=variant_id, backend="trt", precision=precision,  # type: ignore[arg-type]
+                    files=(f"{name}.onnx",), typed=False,
+                )
+            )  # fmt: skip
+            continue
         files[f"{precision}.engine"] = (folder / f"{name}.{precision}.engine").read_bytes()
         facts = m.EngineFacts(
             device=target.name, kind="desktop", arch=target.arch, runtime=str(target.tensorrt),

@@ -20,7 +20,7 @@ from host_tools.client import OipConnection
 from tests.gpu.shapes import MODELS
 
 RUNS = 200
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 900.0  # with two builds, if the first fails its self-test
 # What nobody can leave out: Python, the libraries, a context, the engine's own deserialization.
 BARE = """
 import sys, time
@@ -51,6 +51,11 @@ def main(folder: Path, name: str, where: Path, precisions: list[str]) -> None:
                 starts.append(time.perf_counter() - begun)
                 if len(starts) == 1:
                     _report(client, url, interface, arrays, output, precision)
+        if precision.endswith("-here"):
+            print(
+                f"{name} {precision}: built, tried and answered after {starts[0]:.0f} s", flush=True
+            )
+            continue
         bare = [_bare(folder / f"{name}.{precision}.engine") for _ in range(3)]
         print(
             f"{name} {precision}: exec to first answer {starts[0]:.2f} s with the trial in a "
