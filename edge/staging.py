@@ -1,14 +1,12 @@
-"""Host arrays in and out of pinned memory, without the copies becoming the bottleneck.
+"""Host arrays on their way to and from the device.
 
-One core copies about 12 GB/s, a GPU takes 50: a large array is copied in chunks by a few threads
-(numpy lets go of the interpreter lock), and each chunk travels while the next is being copied.
+A small one passes through pinned memory, so that its copy can be part of a CUDA graph. A large
+one travels straight from or to an array of the caller: the driver stages it, copying one chunk
+while another travels, and was faster at it than threads of ours (see BENCHMARKS.md).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,59 +15,44 @@ import numpy as np
 from edge.spec import AnyArray
 
 LARGE_BYTES = 1 << 20
-CHUNK_BYTES = 1 << 20
-MAX_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """One tensor: pinned host memory in its shape, and the device memory it is a copy of.
+    """One tensor on the device, and how an array of the host gets there or back.
 
-    threads: of the session that owns the memory. cuda: the module pycuda.driver.
+    host: pinned memory in its shape, None if the tensor is large. device: its device memory.
+    cuda: the module pycuda.driver.
     """
 
-    host: AnyArray
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    host: AnyArray | None
     device: Any
     cuda: Any
-    threads: ThreadPoolExecutor
-
-    @property
-    def is_large(self) -> bool:
-        """Whether it is worth more than one thread, and travels in chunks."""
-        return self.host.nbytes >= LARGE_BYTES
 
     def fill(self, feed: AnyArray, stream: Any) -> None:
-        """Copy a feed into the pinned memory; a large one is also sent to the device."""
-        if not self.is_large:
+        """Copy a feed into the pinned memory; a large one goes to the device at once."""
+        if self.host is not None:
             np.copyto(self.host, feed, casting="same_kind")
             return
-        target, source = self.host.reshape(-1), np.ascontiguousarray(feed).reshape(-1)
-        for part in self._copied(target, source):
-            start = int(self.device) + part.start * target.itemsize
-            self.cuda.memcpy_htod_async(start, target[part], stream)
+        # The driver has read an array in pageable memory when this returns.
+        self.cuda.memcpy_htod_async(self.device, np.ascontiguousarray(feed, self.dtype), stream)
+
+    def send(self, stream: Any) -> None:
+        """Put the copy of the pinned memory to the device on the stream; nothing if large."""
+        if self.host is not None:
+            self.cuda.memcpy_htod_async(self.device, self.host, stream)
+
+    def fetch(self, stream: Any) -> None:
+        """Put the copy of the device's memory to the pinned one on the stream; nothing if large."""
+        if self.host is not None:
+            self.cuda.memcpy_dtoh_async(self.host, self.device, stream)
 
     def copied_as(self, dtype: np.dtype[Any]) -> AnyArray:
-        """Return the pinned memory as a new array of the caller."""
-        if not self.is_large:
+        """Return what a finished run left here, as a new array of the caller."""
+        if self.host is not None:
             return self.host.astype(dtype)
-        copy = np.empty(self.host.shape, dtype)
-        for _ in self._copied(copy.reshape(-1), self.host.reshape(-1)):
-            pass
-        return copy
-
-    def _copied(self, target: AnyArray, source: AnyArray) -> Iterator[slice]:
-        """Copy source to target, both flat, and yield each part in order once it is there."""
-        step = max(1, CHUNK_BYTES // target.itemsize)
-        parts = [slice(i, min(i + step, target.size)) for i in range(0, target.size, step)]
-
-        def copy(part: slice) -> slice:
-            np.copyto(target[part], source[part], casting="same_kind")
-            return part
-
-        yield from self.threads.map(copy, parts)
-
-
-def staging_threads() -> ThreadPoolExecutor:
-    """Return threads for the copies of one session; they start when the first large array comes."""
-    count = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    return ThreadPoolExecutor(count, thread_name_prefix="staging")
+        answer = np.empty(self.shape, self.dtype)
+        self.cuda.memcpy_dtoh(answer, self.device)
+        return answer.astype(dtype, copy=False)

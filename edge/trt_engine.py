@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from edge.errors import InferenceError, ModelError
 from edge.spec import AnyArray, StatePair, TensorSpec
-from edge.staging import Staged, staging_threads
+from edge.staging import LARGE_BYTES, Staged
 from edge.tensorrt_library import TensorRT
 from edge.trt_outputs import GrowingOutput
 
@@ -29,23 +28,29 @@ Shapes = tuple[Shape, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """One tensor of the engine: pinned host memory and device memory for its largest shape."""
+    """One tensor of the engine: device memory for its largest shape, pinned memory for small ones.
+
+    host: bytes, at most LARGE_BYTES of them.
+    """
 
     name: str
     dtype: np.dtype[Any]
     host: AnyArray
     device: Any
     cuda: Any
-    threads: ThreadPoolExecutor
 
     def close(self) -> None:
         """Free the device memory; the pinned memory goes with its last array."""
         self.device.free()
 
     def staged(self, shape: Shape) -> Staged:
-        """Return the start of both memories as an array of this shape."""
-        host = self.host[: prod(shape) * self.dtype.itemsize].view(self.dtype).reshape(shape)
-        return Staged(host=host, device=self.device, cuda=self.cuda, threads=self.threads)
+        """Return the start of both memories as a tensor of this shape."""
+        size, host = prod(shape) * self.dtype.itemsize, None
+        if size <= LARGE_BYTES:
+            host = self.host[:size].view(self.dtype).reshape(shape)
+        return Staged(
+            shape=shape, dtype=self.dtype, host=host, device=self.device, cuda=self.cuda
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,6 @@ class Engine:
         self._engine = engine
         self._cuda = cuda
         self._scratch: Any = None
-        self._threads = staging_threads()
         self._ranges: list[list[tuple[Shape, Shape, Shape]]] = []
         self.inputs: tuple[Binding, ...] = ()
         self.outputs: tuple[Binding | GrowingOutput, ...] = ()
@@ -127,7 +131,6 @@ class Engine:
 
     def close(self) -> None:
         """Free contexts, memory and engine, in this order."""
-        self._threads.shutdown()
         self.contexts.clear()
         for binding in (*self.inputs, *self.outputs):
             binding.close()
@@ -317,10 +320,9 @@ class Engine:
         return Binding(
             name=spec.name,
             dtype=dtype,
-            host=self._cuda.pagelocked_empty(size, np.uint8),
+            host=self._cuda.pagelocked_empty(min(size, LARGE_BYTES), np.uint8),
             device=self._cuda.mem_alloc(size),
             cuda=self._cuda,
-            threads=self._threads,
         )
 
     def _dtype(self, name: str) -> np.dtype[Any]:

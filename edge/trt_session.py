@@ -1,7 +1,7 @@
 """TensorRT behind the Session seam: one class for tensorrt and tensorrt_rtx.
 
-A run copies the feeds into pinned memory, puts copy in, compute and copy out on one stream (as
-one CUDA graph once a shape is frequent), and copies the answers into arrays of the caller.
+A run puts copy in, compute and copy out on one stream (as one CUDA graph once a shape is
+frequent) and returns the answers in new arrays; see `staging` for how tensors travel.
 Everything lives on the device's primary context, in the thread that called `open`.
 """
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class _Plan:
     """Everything that one exact set of input shapes needs, worked out once.
 
-    feeds, answers: pinned memory in the shapes of this plan, with the device memory behind it.
+    feeds, answers: device memory in the shapes of this plan, and the way there and back.
     graphs: by the turn of the states, which have an address each turn.
     """
 
@@ -129,11 +129,12 @@ class TrtSession:
                 self._stream.synchronize()
                 if self._engine.states:
                     self._turn = 1 - self._turn
-                if not self._engine.is_sized:
-                    return self._answers(plan)
+                return {
+                    spec.name: answer.copied_as(spec.dtype)
+                    for spec, answer in zip(self.outputs, plan.answers, strict=True)
+                }
             except self._cuda.Error as error:
                 raise InferenceError(f"CUDA failed to run the engine: {error}") from error
-        return self._answers(plan)
 
     @property
     def memory_bytes(self) -> int:
@@ -196,12 +197,6 @@ class TrtSession:
             answers=engine.answers(profile, shapes),
         )
 
-    def _answers(self, plan: _Plan) -> dict[str, AnyArray]:
-        return {
-            spec.name: staged.copied_as(spec.dtype)
-            for spec, staged in zip(self.outputs, plan.answers, strict=True)
-        }
-
     def _enqueue(self, plan: _Plan, context: Context) -> None:
         engine = self._engine
         assert engine is not None  # noqa: S101
@@ -211,13 +206,12 @@ class TrtSession:
             if isinstance(answer, GrowingOutput):
                 answer.ensure(context.handle.get_max_output_size(answer.name))
         for staged in plan.feeds:
-            if not staged.is_large:  # a large one is on its way since it was filled
-                self._cuda.memcpy_htod_async(staged.device, staged.host, self._stream)
+            staged.send(self._stream)
         if not context.handle.execute_async_v3(self._stream.handle):
             raise InferenceError(f"TensorRT failed to run: {engine.library.last_error()}")
         for answer in plan.answers:
             if isinstance(answer, Staged):  # another is copied when its size is known
-                self._cuda.memcpy_dtoh_async(answer.host, answer.device, self._stream)
+                answer.fetch(self._stream)
 
     def _capture(self, plan: _Plan) -> None:
         """Make a graph of a frequent shape, or stop trying.
@@ -249,11 +243,11 @@ def _drop(plan: _Plan) -> None:
 
 def _check_range(spec: TensorSpec, feed: AnyArray, staged: Staged) -> None:
     """Refuse integers that the engine cannot hold: TensorRT 8 computes INT64 as INT32."""
-    if staged.host.dtype == feed.dtype or feed.dtype.kind != "i" or not feed.size:
+    if staged.dtype == feed.dtype or feed.dtype.kind != "i" or not feed.size:
         return
-    limits = np.iinfo(staged.host.dtype)
+    limits = np.iinfo(staged.dtype)
     if feed.min() < limits.min or feed.max() > limits.max:
         raise InputError(
-            f"input {spec.name!r}: this engine computes {spec.datatype} as {staged.host.dtype}; "
+            f"input {spec.name!r}: this engine computes {spec.datatype} as {staged.dtype}; "
             f"values must lie in {limits.min}..{limits.max}"
         )
