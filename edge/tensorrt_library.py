@@ -25,6 +25,8 @@ _WAY_OUT: dict[TensorRtBackend, str] = {
     "trt-rtx": "pip install 'edge-kit[rtx]'",
 }
 _KEPT_MESSAGES = 8
+# TensorRT 8.5 says so whenever its own name-based calls ask for a profile other than the first.
+_NOISE = "Using bindingIndex"
 STRONG_TYPING_SINCE = (10, 12)
 
 Listener = Callable[[str], None]
@@ -56,9 +58,18 @@ class TensorRT:
         major, minor = self.version.split(".")[:2]
         return int(major), int(minor)
 
+    @property
+    def shares_profiles(self) -> bool:
+        """Whether two execution contexts may use one optimization profile."""
+        return self.backend == "trt-rtx" or self.major_minor >= (8, 6)
+
     def last_error(self) -> str:
         """Return what TensorRT said last at error level, or a sentence that it said nothing."""
         return self.messages[-1] if self.messages else "TensorRT gave no reason"
+
+    def first_error(self) -> str:
+        """Return what went wrong first since `messages` was cleared: the cause, not what followed."""
+        return self.messages[0] if self.messages else "TensorRT gave no reason"
 
 
 def takes_types(backend: TensorRtBackend, version: str) -> bool:
@@ -113,7 +124,7 @@ def _new_logger(trt: Any, messages: collections.deque[str], listeners: list[List
                 listener(message)
             if levels[level] >= logging.ERROR:
                 messages.append(message)
-            if level != severity.VERBOSE:
+            if level != severity.VERBOSE and _NOISE not in message:
                 logger.log(levels[level], "%s", message)
 
     return Logger()

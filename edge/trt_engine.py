@@ -21,6 +21,17 @@ from edge.staging import LARGE_BYTES, Staged
 from edge.tensorrt_library import TensorRT
 from edge.trt_outputs import GrowingOutput
 
+# By name: trt.nptype of TensorRT 8.5 fails with every numpy since 1.24.
+_NUMPY_FROM_TENSORRT = {
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "INT8": np.int8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT8": np.uint8,
+    "BOOL": np.bool_,
+}
+
 Plan = bytes | mmap.mmap
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
@@ -111,7 +122,7 @@ class Engine:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ModelError(
-                f"TensorRT {library.version} refuses the engine: {library.last_error()}; build it "
+                f"TensorRT {library.version} refuses the engine: {library.first_error()}; build it "
                 "for this device"
             )
         opened = cls(library, runtime, engine, cuda)
@@ -179,8 +190,8 @@ class Engine:
     def new_context(self, profile: int) -> Context:
         """Return an execution context on a profile, with its addresses set.
 
-        Raises InferenceError where TensorRT does not let two contexts share a profile (8.5, and
-        engines built without profile sharing).
+        Raises InferenceError if the profile has a context and the engine was built without profile
+        sharing.
         """
         trt, engine = self.library.module, self._engine
         if hasattr(trt, "ExecutionContextAllocationStrategy"):
@@ -195,13 +206,24 @@ class Engine:
             context.set_device_memory(int(self._scratch), size)
         else:
             context.device_memory = int(self._scratch)
-        if profile != 0 or engine.num_optimization_profiles > 1:
-            stream = self._cuda.Stream()
-            if not context.set_optimization_profile_async(profile, stream.handle):
-                raise InferenceError(f"profile {profile} refused: {self.library.last_error()}")
-            stream.synchronize()
+        # Also where there is one profile alone: a context that got none crashes when it runs.
+        stream = self._cuda.Stream()
+        if not context.set_optimization_profile_async(profile, stream.handle):
+            raise InferenceError(f"profile {profile} refused: {self.library.last_error()}")
+        stream.synchronize()
         self._set_addresses(context, (*self.inputs, *self.outputs))
         return Context(handle=context)
+
+    def graph_context(self, profile: int) -> Context | None:
+        """Return a context that keeps its shapes, as one under a CUDA graph must; None without.
+
+        It is one of its own, or, where profiles cannot be shared (TensorRT 8.5), that of a
+        profile which takes one shape alone.
+        """
+        if self.library.shares_profiles:
+            return self.new_context(profile)
+        fixed = all(low == high for low, _, high in self._ranges[profile])
+        return self.contexts[profile] if fixed else None
 
     def set_shapes(self, context: Context, shapes: Shapes) -> None:
         """Tell a context the input shapes of its next run; free if it knows them."""
@@ -213,6 +235,13 @@ class Engine:
                     f"input {binding.name!r}: TensorRT refuses the shape {list(shape)}: "
                     f"{self.library.last_error()}"
                 )
+        # With an output that only a run can size, the shapes count from this call on: without it
+        # TensorRT 8.6 computes with those of the run before.
+        if hasattr(context.handle, "infer_shapes") and context.handle.infer_shapes():
+            raise InferenceError(
+                f"TensorRT cannot tell the shapes that follow from {[list(s) for s in shapes]}: "
+                f"{self.library.last_error()}"
+            )
         context.shapes = shapes
 
     @property
@@ -326,9 +355,14 @@ class Engine:
         )
 
     def _dtype(self, name: str) -> np.dtype[Any]:
-        kind = self.library.module.nptype(self._engine.get_tensor_dtype(name))
-        dtype: np.dtype[Any] = np.dtype(kind)
-        return dtype
+        kind = self._engine.get_tensor_dtype(name).name
+        try:
+            return np.dtype(_NUMPY_FROM_TENSORRT[kind])
+        except KeyError:
+            raise ModelError(
+                f"the engine's tensor {name!r} has the type {kind}, which has no numpy form; "
+                "export the model with another type there"
+            ) from None
 
     def _scratch_bytes(self) -> int:
         engine = self._engine

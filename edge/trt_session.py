@@ -216,13 +216,15 @@ class TrtSession:
     def _capture(self, plan: _Plan) -> None:
         """Make a graph of a frequent shape, or stop trying.
 
-        A context must not change its shape under a graph that was captured from it, so the graph
-        gets a context of its own; they share the activation memory, because runs take turns.
+        A context must not change its shape under a graph that was captured from it. All contexts
+        share the activation memory, because runs take turns.
         """
         engine = self._engine
         assert engine is not None  # noqa: S101
         try:
-            context = engine.new_context(plan.profile)
+            context = engine.graph_context(plan.profile)
+            if context is None:
+                return
             self._enqueue(plan, context)  # a context's first run does work no graph can hold
             self._stream.synchronize()
             plan.graphs[self._turn] = CudaGraph.capture(

@@ -23,7 +23,7 @@ from edge.errors import BundleError
 from edge.sealed import Sealed
 from edge.trust import trusted_keys_in
 
-HEADER_BYTES = 64
+HEADER_BYTES = 160  # with the version of TensorRT and the compute capability
 
 
 def main(
