@@ -68,7 +68,7 @@ class TensorRT:
         return self.messages[-1] if self.messages else "TensorRT gave no reason"
 
     def first_error(self) -> str:
-        """Return what went wrong first since `messages` was cleared: the cause, not what followed."""
+        """Return what TensorRT said first since `messages` was cleared: the cause of the rest."""
         return self.messages[0] if self.messages else "TensorRT gave no reason"
 
 

@@ -16,64 +16,14 @@ from typing import Any
 import numpy as np
 
 from edge.errors import InferenceError, ModelError
-from edge.spec import AnyArray, StatePair, TensorSpec
+from edge.spec import StatePair, TensorSpec
 from edge.staging import LARGE_BYTES, Staged
 from edge.tensorrt_library import TensorRT
 from edge.trt_outputs import GrowingOutput
-
-# By name: trt.nptype of TensorRT 8.5 fails with every numpy since 1.24.
-_NUMPY_FROM_TENSORRT = {
-    "FLOAT": np.float32,
-    "HALF": np.float16,
-    "INT8": np.int8,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT8": np.uint8,
-    "BOOL": np.bool_,
-}
+from edge.trt_tensors import Binding, Shape, State, check_interface, dtype_of
 
 Plan = bytes | mmap.mmap
-Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
-    """One tensor of the engine: device memory for its largest shape, pinned memory for small ones.
-
-    host: bytes, at most LARGE_BYTES of them.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    host: AnyArray
-    device: Any
-    cuda: Any
-
-    def close(self) -> None:
-        """Free the device memory; the pinned memory goes with its last array."""
-        self.device.free()
-
-    def staged(self, shape: Shape) -> Staged:
-        """Return the start of both memories as a tensor of this shape."""
-        size, host = prod(shape) * self.dtype.itemsize, None
-        if size <= LARGE_BYTES:
-            host = self.host[:size].view(self.dtype).reshape(shape)
-        return Staged(
-            shape=shape, dtype=self.dtype, host=host, device=self.device, cuda=self.cuda
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """The device memory of a StatePair: a run reads memory[turn] and writes memory[1 - turn].
-
-    Both are the same memory where TensorRT updates it in place.
-    """
-
-    pair: StatePair
-    memory: tuple[Any, Any]
-    size: int
 
 
 @dataclass(slots=True)
@@ -278,7 +228,7 @@ class Engine:
         outputs: tuple[TensorSpec, ...],
         states: tuple[StatePair, ...],
     ) -> None:
-        _check_interface(self.library.module, self._engine, inputs, outputs, states)
+        check_interface(self.library.module, self._engine, inputs, outputs, states)
         self.states = tuple(self._state(pair) for pair in states)
         profiles = range(self._engine.num_optimization_profiles)
         self._ranges = [
@@ -313,6 +263,12 @@ class Engine:
     def _output(self, spec: TensorSpec, shapes: list[Shape]) -> Binding | GrowingOutput:
         """Return the memory of an output; a negative dimension is one that a run decides."""
         if any(dim < 0 for shape in shapes for dim in shape):
+            if self.library.backend == "trt" and self.library.major_minor < (8, 6):
+                raise ModelError(
+                    f"the size of output {spec.name!r} depends on values, and TensorRT "
+                    f"{self.library.version} writes such outputs past the memory it asked for; "
+                    "use TensorRT 8.6 or later, or end the graph before that operator"
+                )
             return GrowingOutput(spec.name, self._dtype(spec.name), self.library.module, self._cuda)
         return self._binding(spec, max(shapes, key=prod))
 
@@ -355,14 +311,7 @@ class Engine:
         )
 
     def _dtype(self, name: str) -> np.dtype[Any]:
-        kind = self._engine.get_tensor_dtype(name).name
-        try:
-            return np.dtype(_NUMPY_FROM_TENSORRT[kind])
-        except KeyError:
-            raise ModelError(
-                f"the engine's tensor {name!r} has the type {kind}, which has no numpy form; "
-                "export the model with another type there"
-            ) from None
+        return dtype_of(self._engine, name)
 
     def _scratch_bytes(self) -> int:
         engine = self._engine
@@ -379,31 +328,3 @@ def _kind(layer: dict[str, Any]) -> str:
         if word.lower() in formats.lower():
             return precision
     return "fp32"
-
-
-def _check_interface(
-    trt: Any,
-    engine: Any,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    states: tuple[StatePair, ...],
-) -> None:
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    for kind, mode, expected in (
-        (
-            "inputs",
-            trt.TensorIOMode.INPUT,
-            {s.name for s in inputs} | {pair.input.name for pair in states},
-        ),
-        (
-            "outputs",
-            trt.TensorIOMode.OUTPUT,
-            {s.name for s in outputs} | {pair.output for pair in states},
-        ),
-    ):
-        found = {name for name in names if engine.get_tensor_mode(name) == mode}
-        if found != expected:
-            raise ModelError(
-                f"the engine has the {kind} {sorted(found)}, the manifest says "
-                f"{sorted(expected)}; pack it again"
-            )
