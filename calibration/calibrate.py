@@ -10,23 +10,20 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from calibration.budget import REASON, Budget, mean_score, score_from_name, search
 from calibration.errors import CalibrationError, GateError
+from calibration.fit import FORMS, Fit, fit
 from calibration.graph import int8_mac_percent, macs_by_node, prepared
-from calibration.judge import Judged, Labels, Progress, judge, sqnr_by_method
+from calibration.judge import Judged, Labels, Progress, judge
 from calibration.kernels import integer_mac_percent
 from calibration.methods import METHODS
-from calibration.observers import Observer
-from calibration.ort_form import ort_activations, quantize_for_ort
-from calibration.parts import Part, Reader, reader_for, row_count
-from calibration.placement import Placement, place, without
-from calibration.qdq import quantize
-from calibration.runtime import Runner, with_outputs
+from calibration.parts import Part, Reader, reader_for
+from calibration.placement import Placement, without
 from calibration.samples import Samples
 from calibration.sensitivity import sensitivity
 from edge.errors import UsageError
@@ -40,7 +37,6 @@ SEARCH_ROWS = 128
 WORST_LAYERS = 6
 VIEW_BINS = 64
 BUDGET_TRIES = 20  # of the progress bar; the search may take fewer or a few more
-DEAD = "input is always zero"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +76,9 @@ class Calibrated:
 
     tensorrt: the form of `qdq`; its share of int8 arithmetic is what the graph asks for.
     ort: the form of `ort_form`; its share is what ONNX Runtime runs in integer kernels here.
-    sensitivity_db: by node, where a budget or `explain` asked for it; see `sensitivity`. worst: the
-    layers with the lowest, the lowest first.
+    gains_db: by change that brings the outputs closer; see `fit`. sensitivity_db: by node, where a
+    budget or `explain` asked for it; see `sensitivity`. worst: the layers with the lowest, the
+    lowest first.
     """
 
     tensorrt: Quantized
@@ -90,6 +87,7 @@ class Calibrated:
     samples: int
     amax: dict[str, float]
     sqnr_db: dict[str, float]
+    gains_db: dict[str, float]
     kept_float: dict[str, str]
     sensitivity_db: dict[str, float]
     worst: tuple[LayerView, ...]
@@ -106,12 +104,14 @@ def calibrate(
     labels: Labels | None = None,
     budget: Budget | None = None,
     explain: bool = False,
+    improve: bool = True,
     progress: Progress = lambda *_: None,
 ) -> Calibrated:
     """Return the model quantized with the best (or the named) method, and its accuracy.
 
     labels: classes of `samples`, used when no held_out set is given. budget: keep as many nodes
     float as it needs, and no more. explain: measure the sensitivity of every node in any case.
+    improve: also try equalized channels and corrected biases; see `fit`.
     progress: called as (stage, rows done, rows in all).
     Raises UsageError for an unknown method or too few samples, InputError for samples that do not
     fit the model, CalibrationError for values that are not finite or labels that do not match,
@@ -120,40 +120,32 @@ def calibrate(
     if method != AUTO and method not in METHODS:
         raise UsageError(f"unknown method {method!r}; one of {AUTO}, {', '.join(METHODS)}")
     model = prepared(model)
-    placement = place(model, keep_float)
     reader = reader_for(model, batch)
-    ranges_part, selection = _split(reader, samples)
+    ranges, selection = _split(reader, samples)
     judged = _judged(reader, selection, held_out, labels)
-    macs = macs_by_node(model, next(iter(ranges_part)))
-
-    ranges = _observe(model, placement, ranges_part, progress)
-    tables = {
-        name: {
-            tensor: METHODS[name](seen) if seen.has_range else 0.0
-            for tensor, seen in ranges.items()
-        }
-        for name in (METHODS if method == AUTO else [method])
-    }
-    placement = _without_dead(placement, ranges)
-    rivals = {
-        name: functools.partial(quantize, model, placement, amax) for name, amax in tables.items()
-    }
-    scores = sqnr_by_method(model, rivals, selection, progress)
-    best = max(scores, key=lambda name: scores[name])
+    macs = macs_by_node(model, next(iter(ranges)))
+    best = fit(
+        model,
+        ranges,
+        selection,
+        methods=tuple(METHODS) if method == AUTO else (method,),
+        keep_float=keep_float,
+        improve=improve,
+        progress=progress,
+    )
     sensitivities: dict[str, float] = {}
-    candidates = placement
     if budget is not None or explain:
         sensitivities = sensitivity(
-            model,
-            placement,
-            tables[best],
+            best.model,
+            best.placement,
+            best.amax,
             itertools.islice(selection, SENSITIVITY_BATCHES),
             tick=lambda done, total: progress("sensitivity", done, total),
         )
+    placement = best.placement
     if budget is not None:
-        placement = _within(budget, model, placement, tables[best], sensitivities, judged, progress)
-    tensorrt = quantize(model, placement, tables[best])
-    ort = quantize_for_ort(model, placement, tables[best])
+        placement = _within(budget, model, best, sensitivities, judged, progress)
+    tensorrt, ort = (best.quantized(form, placement) for form in FORMS)
     shares = {"tensorrt": int8_mac_percent(tensorrt, macs), "ort": integer_mac_percent(ort, macs)}
     judge_form = functools.partial(
         judge, model, judged=judged, placement=placement, progress=progress
@@ -166,27 +158,23 @@ def calibrate(
         ort=Quantized(
             model=ort, accuracy=judge_form(ort, int8_mac_percent=shares["ort"], exact=False)
         ),
-        method=best,
-        samples=ranges_part.rows,
-        amax=tables[best],
-        sqnr_db={name: round(score, 2) for name, score in scores.items()},
+        method=best.method,
+        samples=ranges.rows,
+        amax=best.amax,
+        sqnr_db={name: round(score, 2) for name, score in best.sqnr_db.items()},
+        gains_db=best.gains_db,
         kept_float=placement.kept_float,
         sensitivity_db={name: round(db, 2) for name, db in sensitivities.items()},
-        worst=_worst(candidates, sensitivities, ranges, tables[best]),
+        worst=_worst(best, sensitivities),
     )
 
 
-def _worst(
-    placement: Placement,
-    sensitivities: Mapping[str, float],
-    ranges: Mapping[str, Observer],
-    amax: Mapping[str, float],
-) -> tuple[LayerView, ...]:
-    nodes = [node for node in placement.quantized if node.name in sensitivities]
+def _worst(best: Fit, sensitivities: Mapping[str, float]) -> tuple[LayerView, ...]:
+    nodes = [node for node in best.placement.quantized if node.name in sensitivities]
     nodes.sort(key=lambda node: sensitivities[node.name])
     views = []
     for node in nodes[:WORST_LAYERS]:
-        seen = ranges[node.activation]
+        seen = best.ranges[node.activation]
         edges = np.linspace(0, seen.counts.size, VIEW_BINS, endpoint=False).astype(int)
         counts = np.add.reduceat(seen.counts, edges)
         views.append(
@@ -196,7 +184,7 @@ def _worst(
                 sqnr_db=sensitivities[node.name],
                 counts=tuple(int(count) for count in counts),
                 amax=seen.amax,
-                clip=amax[node.activation],
+                clip=best.amax[node.activation],
             )
         )
     return tuple(views)
@@ -205,13 +193,13 @@ def _worst(
 def _within(
     budget: Budget,
     model: onnx.ModelProto,
-    placement: Placement,
-    amax: Mapping[str, float],
+    best: Fit,
     sensitivities: Mapping[str, float],
     judged: Judged,
     progress: Progress,
 ) -> Placement:
     """Return the placement with as few float nodes as the budget needs, in both int8 forms."""
+    placement, graph = best.placement, best.model.graph
     part, labels = judged.part, judged.labels
     if budget.metric == "top1" and labels is None:
         raise UsageError("--budget top1 needs labels of the held-out samples; see --labels")
@@ -219,18 +207,17 @@ def _within(
     tries = itertools.count(1)
 
     def excess(names: Sequence[str], rows: int) -> float:
-        tried = without(placement, names, REASON, model.graph)
+        tried = without(placement, names, REASON, graph)
         few = Judged(
             part=part.reader.part(part.samples, part.start, min(part.stop, part.start + rows)),
             labels=labels,
         )
         worst = -math.inf
-        for quantized, exact in (
-            (quantize(model, tried, amax), True),
-            (quantize_for_ort(model, tried, amax), False),
-        ):
+        for form in FORMS:
+            quantized = best.quantized(form, tried)
             accuracy = judge(
-                model, quantized, few, placement=tried, int8_mac_percent=0.0, exact=exact,
+                model, quantized, few, placement=tried, int8_mac_percent=0.0,
+                exact=form == "tensorrt",
                 progress=lambda *_: None,
             )  # fmt: skip
             value = None
@@ -245,7 +232,7 @@ def _within(
     # The search looked at a few rows; all of them decide.
     for name in [name for name in names if name not in kept]:
         if excess(kept, part.rows) <= 0:
-            return without(placement, kept, REASON, model.graph)
+            return without(placement, kept, REASON, graph)
         kept.append(name)
     raise GateError(
         "no choice of float nodes keeps the accuracy budget on all held-out samples; widen "
@@ -275,33 +262,3 @@ def _judged(
     if held_out is not None:
         return Judged(part=reader.part(samples, 0, samples.count), labels=classes)
     return Judged(part=selection, labels=None if classes is None else classes[selection.start :])
-
-
-def _observe(
-    model: onnx.ModelProto, placement: Placement, part: Part, progress: Progress
-) -> dict[str, Observer]:
-    """Return what every tensor held that one of the two int8 forms quantizes."""
-    tensors = dict.fromkeys((*placement.activations, *ort_activations(model, placement)))
-    runner = Runner(with_outputs(model, tuple(tensors)))
-    observers = {name: Observer(name) for name in tensors}
-    done = 0
-    for feeds in part:
-        values = {**feeds, **runner.run(feeds)}
-        for name, observer in observers.items():
-            observer.update(values[name])
-        done += row_count(feeds)
-        progress("ranges", done, part.rows)
-    return observers
-
-
-def _without_dead(placement: Placement, ranges: Mapping[str, Observer]) -> Placement:
-    """Keep nodes float whose input was zero on every sample: they have no range."""
-    dead = {n.name: DEAD for n in placement.quantized if not ranges[n.activation].has_range}
-    if len(dead) == len(placement.quantized):
-        raise CalibrationError("every activation is zero on every sample; check the samples")
-    return replace(
-        placement,
-        quantized=tuple(n for n in placement.quantized if n.name not in dead),
-        kept_float={**placement.kept_float, **dead},
-        skips=tuple(s for s in placement.skips if ranges[s.tensor].has_range),
-    )

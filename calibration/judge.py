@@ -34,15 +34,17 @@ def sqnr_by_method(
     rivals: Mapping[str, Callable[[], onnx.ModelProto]],
     part: Part,
     progress: Progress,
+    *,
+    exact: bool = True,
 ) -> dict[str, float]:
-    """Return the SQNR in dB per rival; the worst output counts.
+    """Return the SQNR in dB per rival; the worst output counts. exact: see `Runner`.
 
     Rivals are built and opened one after another: memory does not grow with their number.
     """
     reference = Runner(model)
     scores = {}
     for position, (name, build) in enumerate(rivals.items()):
-        rival, compared, done = Runner(build()), _comparisons(reference), 0
+        rival, compared, done = Runner(build(), exact=exact), _comparisons(reference), 0
         for feeds in part:
             wanted, got = reference.run(feeds), rival.run(feeds)
             rows = row_count(feeds)

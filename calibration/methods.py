@@ -117,6 +117,7 @@ def _entropy(seen: Observer) -> float:
 METHODS: Mapping[str, Method] = {
     "minmax": lambda seen: seen.amax,
     "moving-average": lambda seen: seen.moving_amax or seen.amax,
+    "trimmed-max": lambda seen: seen.trimmed_amax or seen.amax,
     "percentile-99.999": _percentile(99.999),
     "percentile-99.99": _percentile(99.99),
     "percentile-99.9": _percentile(99.9),

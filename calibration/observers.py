@@ -19,16 +19,19 @@ MIN_BINS = 2048
 # Below this a tensor counts as zero: its scale would be too close to the smallest float.
 SMALLEST_AMAX = 1e-30
 MOVING_AVERAGE_WEIGHT = 0.1
+# Share of batches whose maxima are left out of the trimmed maximum, one at least.
+TRIMMED_SHARE = 0.02
+TRIMMED_FROM = 8  # batches; fewer say too little to leave one out
 _BINS = 2 * MIN_BINS  # a doubling leaves half of them in use
 
 
 class Observer:
-    """Largest magnitude of one tensor, its moving average per batch, and counts of |x|.
+    """Largest magnitude of one tensor, overall and by batch, and counts of |x|.
 
     width: of a bin; bin i covers [i * width, (i + 1) * width).
     """
 
-    __slots__ = ("_counts", "_zeros", "amax", "moving_amax", "name", "width")
+    __slots__ = ("_counts", "_maxima", "_zeros", "amax", "moving_amax", "name", "width")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,12 +39,21 @@ class Observer:
         self.moving_amax: float | None = None
         self.width = 0.0
         self._zeros = 0
+        self._maxima: list[float] = []
         self._counts: npt.NDArray[np.int64] = np.zeros(_BINS, np.int64)
 
     @property
     def has_range(self) -> bool:
         """Whether any value was not zero."""
         return self.amax >= SMALLEST_AMAX
+
+    @property
+    def trimmed_amax(self) -> float:
+        """The largest magnitude without the batches that held the very largest."""
+        if len(self._maxima) < TRIMMED_FROM:
+            return self.amax
+        left_out = math.ceil(TRIMMED_SHARE * len(self._maxima))
+        return sorted(self._maxima)[-1 - left_out]
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -67,6 +79,7 @@ class Observer:
         previous = batch if self.moving_amax is None else self.moving_amax
         self.moving_amax = previous + MOVING_AVERAGE_WEIGHT * (batch - previous)
         self.amax = max(self.amax, batch)
+        self._maxima.append(batch)
         if batch < SMALLEST_AMAX:
             self._zeros += values.size
             return
@@ -81,6 +94,7 @@ class Observer:
         if other.moving_amax is not None:
             self.moving_amax = other.moving_amax
         self.amax = max(self.amax, other.amax)
+        self._maxima += other._maxima
         self._zeros += other._zeros
         if other.width == 0.0:
             return

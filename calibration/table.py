@@ -29,7 +29,8 @@ class CalibrationTable:
     """Ranges of every quantized activation, what they were made from, and what they cost.
 
     amax: clipping range per activation tensor; its int8 scale is amax / 127, uint8 amax / 255.
-    sqnr_db: signal to quantization noise of the outputs per method that was tried.
+    sqnr_db: signal to quantization noise of the outputs per method that was tried. gains_db: what
+    equalized channels and corrected biases brought, where they were kept.
     kept_float: compute node to the reason why it is not int8. sensitivity_db: SQNR of the outputs
     with a node alone in int8, where a budget asked for it.
     model_sha256: the float model that was calibrated.
@@ -43,6 +44,7 @@ class CalibrationTable:
     model_sha256: str
     amax: dict[str, float]
     sqnr_db: dict[str, float]
+    gains_db: dict[str, float]
     kept_float: dict[str, str]
     sensitivity_db: dict[str, float]
     tensorrt: QuantizedFile

@@ -102,6 +102,7 @@ def calibrate_file(
         model_sha256=model_sha256,
         amax=result.amax,
         sqnr_db=result.sqnr_db,
+        gains_db=result.gains_db,
         kept_float=result.kept_float,
         sensitivity_db=result.sensitivity_db,
         tensorrt=QuantizedFile(sha256=sha256_of(out)[0], accuracy=result.tensorrt.accuracy),

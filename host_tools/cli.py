@@ -98,7 +98,7 @@ def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **opt
     "--method",
     default="auto",
     show_default=True,
-    help="auto tries all and keeps the best by SQNR; or minmax, moving-average, "
+    help="auto tries all and keeps the best by SQNR; or minmax, moving-average, trimmed-max, "
     "percentile-99.999, percentile-99.99, percentile-99.9, entropy, mse.",
 )
 @click.option(
@@ -174,6 +174,8 @@ def calibrate(model: Path, budget: str | None, as_json: bool, **options: Any) ->
     click.echo("methods, by SQNR of the outputs:")
     for name, score in sorted(table.sqnr_db.items(), key=lambda item: -item[1]):
         click.echo(f"  {name:<18}{score:.1f} dB{'  kept' if name == table.method else ''}")
+    for name, gain in table.gains_db.items():
+        click.echo(f"  {name}: {gain:+.1f} dB")
     for file, form, accuracy in (
         (path, "for TensorRT", table.tensorrt.accuracy),
         (ort_path(path), "for ONNX Runtime", table.ort.accuracy),

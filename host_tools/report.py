@@ -48,6 +48,8 @@ figcaption { font-size: .85rem; max-width: {{ plot_width }}px; overflow-wrap: an
 <rect x="150" class="bar" width="{{ bar.width }}" height="{{ bar_height }}"/>
 <text x="{{ 156 + bar.width }}" y="14">{{ bar.text }}</text></g>
 {% endfor %}</svg>
+{% for name, gain in result.gains_db.items() %}<p>{{ name }}: {{ "%+.1f"|format(gain) }} dB</p>
+{% endfor %}
 
 <h2>Layers, the most sensitive first</h2>
 <p class="note">SQNR of the outputs with this layer alone in int8. Grey layers stay float:

@@ -69,8 +69,8 @@ def test_one_outlier_sample_does_not_spoil_auto(tmp_path: Path) -> None:
         return result.tensorrt.accuracy.sqnr_db
 
     before = sqnr(tmp_path / "s.npz", "auto")
-    assert sqnr(tmp_path / "spoiled.npz", "minmax") < before - 6
-    assert sqnr(tmp_path / "spoiled.npz", "auto") > before - 3
+    assert sqnr(tmp_path / "spoiled.npz", "minmax") < before - 16
+    assert sqnr(tmp_path / "spoiled.npz", "auto") > before - 1
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:

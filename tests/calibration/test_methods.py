@@ -87,6 +87,20 @@ def test_moving_average_forgets_one_outlier_batch(gaussian: np.ndarray) -> None:
     assert METHODS["moving-average"](seen) < 20.0
 
 
+def test_trimmed_max_is_the_largest_magnitude_outside_the_largest_batches(
+    gaussian: np.ndarray,
+) -> None:
+    spiked = gaussian.copy()
+    spiked[[10, 50_000]] = 1000.0
+    batches = np.array_split(spiked, 100)
+    maxima = sorted(float(np.abs(batch).max()) for batch in batches)
+    assert METHODS["trimmed-max"](observed(spiked, batches=100)) == maxima[-3]
+    assert METHODS["trimmed-max"](observed(spiked, batches=4)) == 1000.0
+    halves = [observed(part, batches=50) for part in np.split(spiked, 2)]
+    halves[0].merge(halves[1])
+    assert METHODS["trimmed-max"](halves[0]) == maxima[-3]
+
+
 def brute_force_entropy(counts: np.ndarray, width: float) -> float:
     """The definition, bin by bin, without any of the shortcuts of the implementation."""
     counts = counts.astype(float)

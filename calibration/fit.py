@@ -1,0 +1,167 @@
+"""From a float model to everything that its int8 forms are made of: ranges, method, corrections.
+
+Two ways to lose less are tried, and each is kept only if the outputs come closer to those of the
+float model on samples that did not make it: equalized channels (`equalize`), and corrected biases
+(`bias`), for either form alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx
+
+from calibration.bias import bias_corrected, mean_errors
+from calibration.equalize import equalized
+from calibration.errors import CalibrationError
+from calibration.judge import Progress, sqnr_by_method
+from calibration.methods import METHODS
+from calibration.observers import Observer
+from calibration.ort_form import ort_activations, quantize_for_ort
+from calibration.parts import Part, row_count
+from calibration.placement import Placement, place
+from calibration.qdq import quantize
+from calibration.runtime import Runner, with_outputs
+from edge.spec import AnyArray
+
+DEAD = "input is always zero"
+# What a change must bring to be kept, in dB of the outputs' SQNR.
+SMALLEST_GAIN_DB = 0.1
+BATCHES = 16  # of the ranges' samples, for channel ranges and mean errors
+
+Form = Callable[[onnx.ModelProto, Placement, Mapping[str, float]], onnx.ModelProto]
+FORMS: Mapping[str, Form] = {"tensorrt": quantize, "ort": quantize_for_ort}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What the int8 forms of a model are made of.
+
+    model: of the same function as the one that was asked for. amax: by the best method. sqnr_db: by
+    method. errors: of the biases, by form; empty where the correction did not help. gains_db: by
+    change that was kept.
+    """
+
+    model: onnx.ModelProto
+    placement: Placement
+    ranges: Mapping[str, Observer]
+    amax: dict[str, float]
+    method: str
+    sqnr_db: dict[str, float]
+    errors: Mapping[str, Mapping[str, AnyArray]] = field(default_factory=dict)
+    gains_db: dict[str, float] = field(default_factory=dict)
+
+    def quantized(self, form: str, placement: Placement | None = None) -> onnx.ModelProto:
+        """Return one of FORMS, with this placement instead of the fit's own if given."""
+        placement = placement or self.placement
+        model, errors = self.model, self.errors.get(form)
+        if errors:
+            model = bias_corrected(model, placement, errors)
+        return FORMS[form](model, placement, self.amax)
+
+
+def fit(
+    model: onnx.ModelProto,
+    ranges: Part,
+    selection: Part,
+    *,
+    methods: Sequence[str],
+    keep_float: Sequence[str],
+    improve: bool,
+    progress: Progress,
+) -> Fit:
+    """Return the best fit of a prepared model; improve: also try what is said above.
+
+    Raises UsageError for a keep_float pattern that matches nothing, GraphError for a model that
+    cannot be quantized, CalibrationError if every activation is zero.
+    """
+    best = _plain(model, model, ranges, selection, methods, keep_float, progress)
+    if not improve:
+        return best
+    rival_model = equalized(model, best.placement, itertools.islice(ranges, BATCHES))
+    if rival_model is not None:
+        rival = _plain(model, rival_model, ranges, selection, methods, keep_float, progress)
+        gain = max(rival.sqnr_db.values()) - max(best.sqnr_db.values())
+        if gain >= SMALLEST_GAIN_DB:
+            best = replace(rival, gains_db={"equalized channels": round(gain, 2)})
+    found = mean_errors(best.model, best.placement, best.amax, itertools.islice(ranges, BATCHES))
+    for form in FORMS:
+        corrected = replace(best, errors={**best.errors, form: found})
+        scores = sqnr_by_method(
+            model,
+            {
+                "as it is": functools.partial(best.quantized, form),
+                "corrected": functools.partial(corrected.quantized, form),
+            },
+            selection,
+            progress,
+            exact=form == "tensorrt",
+        )
+        gain = scores["corrected"] - scores["as it is"]
+        if gain >= SMALLEST_GAIN_DB:
+            gains = {**best.gains_db, f"corrected biases ({form})": round(gain, 2)}
+            best = replace(corrected, gains_db=gains)
+    return best
+
+
+def _plain(
+    reference: onnx.ModelProto,
+    model: onnx.ModelProto,
+    ranges_part: Part,
+    selection: Part,
+    methods: Sequence[str],
+    keep_float: Sequence[str],
+    progress: Progress,
+) -> Fit:
+    placement = place(model, keep_float)
+    ranges = _observe(model, placement, ranges_part, progress)
+    tables = {
+        name: {
+            tensor: METHODS[name](seen) if seen.has_range else 0.0
+            for tensor, seen in ranges.items()
+        }
+        for name in methods
+    }
+    placement = _without_dead(placement, ranges)
+    rivals = {
+        name: functools.partial(quantize, model, placement, amax) for name, amax in tables.items()
+    }
+    scores = sqnr_by_method(reference, rivals, selection, progress)
+    best = max(scores, key=lambda name: scores[name])
+    return Fit(
+        model=model, placement=placement, ranges=ranges, amax=tables[best], method=best,
+        sqnr_db=scores,
+    )  # fmt: skip
+
+
+def _observe(
+    model: onnx.ModelProto, placement: Placement, part: Part, progress: Progress
+) -> dict[str, Observer]:
+    """Return what every tensor held that one of the two int8 forms quantizes."""
+    tensors = dict.fromkeys((*placement.activations, *ort_activations(model, placement)))
+    runner = Runner(with_outputs(model, tuple(tensors)))
+    observers = {name: Observer(name) for name in tensors}
+    done = 0
+    for feeds in part:
+        values = {**feeds, **runner.run(feeds)}
+        for name, observer in observers.items():
+            observer.update(values[name])
+        done += row_count(feeds)
+        progress("ranges", done, part.rows)
+    return observers
+
+
+def _without_dead(placement: Placement, ranges: Mapping[str, Observer]) -> Placement:
+    """Keep nodes float whose input was zero on every sample: they have no range."""
+    dead = {n.name: DEAD for n in placement.quantized if not ranges[n.activation].has_range}
+    if len(dead) == len(placement.quantized):
+        raise CalibrationError("every activation is zero on every sample; check the samples")
+    return replace(
+        placement,
+        quantized=tuple(n for n in placement.quantized if n.name not in dead),
+        kept_float={**placement.kept_float, **dead},
+        skips=tuple(s for s in placement.skips if ranges[s.tensor].has_range),
+    )
