@@ -1,11 +1,11 @@
-"""Bias correction: take out the mean error that rounding the weights and clipping leave behind.
+"""Bias correction: take out the mean error that quantization leaves in every output channel.
 
-For every output channel c of a quantized node, over calibration samples:
+For channel c of a quantized node, over calibration samples, with all nodes before it corrected:
 
-    b'_c = b_c - E[(Wq * Q(x))_c - (W * x)_c]
+    b'_c = b_c - E[y_int8_c - y_float_c]
 
-x is the input in the float model, so all nodes are measured in one pass, by a twin of each that
-computes with the rounded weights and the clipped input.
+One graph holds both models, and subtracts the mean of the batch where a corrected bias will, so
+that one pass gives the errors of all nodes in their order.
 Source: Nagel et al. 2019, arXiv 1906.04721, section 4.2 (here with measured means).
 """
 
@@ -18,23 +18,43 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.graph import GraphIndex, drop_unread_initializers
-from calibration.placement import Placement, QuantizedNode
-from calibration.qdq import INT8_MAX, int8_from_weight, weight_scale
+from calibration.placement import Placement
 from calibration.runtime import Runner
 from edge.spec import AnyArray, Feeds
+
+_PREFIX = "int8/"
+_MAX_RANK = 6
+_AXES_AS_INPUT = 18  # opset of ReduceMean
 
 
 def mean_errors(
     model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
     placement: Placement,
-    amax: Mapping[str, float],
     batches: Iterable[Feeds],
 ) -> dict[str, AnyArray]:
-    """Return E[Wq * Q(x) - W * x] per output channel, for every node with a place for a bias."""
+    """Return E[y_int8 - y_float] per output channel, by node with a place for a bias.
+
+    quantized: one of the int8 forms of the model, with this placement. Empty for a graph with
+    control flow.
+    """
     index = GraphIndex.of(model.graph)
     by_name = {node.name: node for node in model.graph.node}
-    nodes = [n for n in placement.quantized if _bias_owner(by_name[n.name], index) is not None]
-    return _mean_errors(model, nodes, amax, batches) if nodes else {}
+    names = [
+        node.name
+        for node in placement.quantized
+        if _bias_owner(by_name[node.name], index) is not None
+    ]
+    if not names or any(a.HasField("g") for n in model.graph.node for a in n.attribute):
+        return {}
+    runner = Runner(_pair_of_models(model, quantized, names))
+    found: dict[str, list[AnyArray]] = {name: [] for name in names}
+    for feeds in batches:
+        values = runner.run(feeds)
+        for name in names:
+            found[name].append(values[_error_name(name)].reshape(-1))
+    # The median of the batches' means: one strange sample must not move a bias.
+    return {name: np.median(errors, axis=0) for name, errors in found.items()}
 
 
 def bias_corrected(
@@ -70,91 +90,66 @@ def _bias_owner(node: onnx.NodeProto, index: GraphIndex) -> onnx.NodeProto | Non
     return readers[0] if is_vector else None
 
 
-def _mean_errors(
-    model: onnx.ModelProto,
-    nodes: list[QuantizedNode],
-    amax: Mapping[str, float],
-    batches: Iterable[Feeds],
-) -> dict[str, AnyArray]:
-    """Return the mean of twin minus node per output channel, by node name."""
-    runner = Runner(_with_twins(model, nodes, amax))
-    found: dict[str, list[AnyArray]] = {node.name: [] for node in nodes}
-    for feeds in batches:
-        values = runner.run(feeds)
-        for node in nodes:
-            found[node.name].append(values[_error_name(node)].reshape(-1))
-    # The median of the batches' means: one strange sample must not move a bias.
-    return {name: np.median(errors, axis=0) for name, errors in found.items()}
+def _error_name(node: str) -> str:
+    return f"{node}/mean_error"
 
 
-def _error_name(node: QuantizedNode) -> str:
-    return f"{node.name}/mean_error"
-
-
-def _with_twins(
-    model: onnx.ModelProto, nodes: list[QuantizedNode], amax: Mapping[str, float]
+def _pair_of_models(
+    model: onnx.ModelProto, quantized: onnx.ModelProto, names: list[str]
 ) -> onnx.ModelProto:
-    """Return the model with the mean error of every node as its only outputs."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    graph = copy.graph
-    index = GraphIndex.of(graph)
-    by_name = {node.name: node for node in graph.node}
-    opset = next(o.version for o in copy.opset_import if o.domain in {"", "ai.onnx"})
+    """Return one graph of both models whose outputs are the mean errors of the named nodes."""
+    pair = onnx.ModelProto()
+    pair.CopyFrom(model)
+    graph = pair.graph
     del graph.output[:]
-
-    def constant(name: str, values: AnyArray) -> str:
-        graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
-
-    zero = constant("bias_twins/zero", np.zeros((), np.int8))
-    for place in nodes:
-        node, name = by_name[place.name], place.name
-        weight = numpy_helper.to_array(index.weights[place.weight])
-        scales = weight_scale(weight, place.channel_axis)
-        shape = [1] * weight.ndim
-        shape[place.channel_axis] = scales.size
-        rounded = int8_from_weight(weight, scales, place.channel_axis) * scales.reshape(shape)
-        scale = constant(
-            f"{name}/twin_scale", np.array(amax[place.activation] / INT8_MAX, np.float32)
-        )
+    known = {tensor.name for tensor in graph.initializer}
+    graph.initializer.extend(t for t in quantized.graph.initializer if t.name not in known)
+    made = {name for node in quantized.graph.node for name in node.output if name}
+    opset = next(o.version for o in pair.opset_import if o.domain in {"", "ai.onnx"})
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    ranks = {n.name: len(weights[n.input[1]].dims) for n in model.graph.node if n.name in names}
+    for node in quantized.graph.node:
         twin = onnx.NodeProto()
         twin.CopyFrom(node)
-        twin.name, twin.output[0] = f"{name}/twin", f"{name}/twin_output"
-        twin.input[0] = f"{name}/twin_input"
-        twin.input[1] = constant(f"{name}/twin_weight", rounded.astype(np.float32))
-        difference, channels_last = f"{name}/error", f"{name}/error_rows"
-        middle = f"{name}/twin_q"
-        graph.node.extend(
-            (
-                helper.make_node("QuantizeLinear", [place.activation, scale, zero], [middle]),
-                helper.make_node("DequantizeLinear", [middle, scale, zero], [twin.input[0]]),
-                twin,
-                helper.make_node("Sub", [twin.output[0], node.output[0]], [difference]),
+        twin.name = _PREFIX + node.name
+        twin.input[:] = [_PREFIX + name if name in made else name for name in node.input]
+        twin.output[:] = [_PREFIX + name if name else name for name in node.output]
+        behind: list[onnx.NodeProto] = []
+        if node.name in names:
+            behind = _correction(graph, twin, node, ranks[node.name], opset)
+            graph.output.append(
+                helper.make_tensor_value_info(_error_name(node.name), TensorProto.FLOAT, None)
             )
-        )
-        if node.op_type in {"Conv", "ConvTranspose"}:
-            axes = [axis for axis in range(weight.ndim) if axis != 1]
-            source = difference
-        else:
-            source, axes = channels_last, [0]
-            width = scales.size
-            rows = constant(f"{name}/twin_rows", np.array([-1, width], np.int64))
-            graph.node.append(helper.make_node("Reshape", [difference, rows], [channels_last]))
-        if opset < 18:
-            mean = helper.make_node(
-                "ReduceMean", [source], [_error_name(place)], axes=axes, keepdims=0
-            )
-        else:
-            axes_name = constant(f"{name}/twin_axes", np.array(axes, np.int64))
-            mean = helper.make_node(
-                "ReduceMean", [source, axes_name], [_error_name(place)], keepdims=0
-            )
-        graph.node.append(mean)
-        graph.output.append(
-            helper.make_tensor_value_info(_error_name(place), TensorProto.FLOAT, None)
-        )
-    return copy
+        graph.node.extend([twin, *behind])
+    return pair
+
+
+def _correction(
+    graph: onnx.GraphProto, twin: onnx.NodeProto, node: onnx.NodeProto, rank: int, opset: int
+) -> list[onnx.NodeProto]:
+    """Return the nodes that measure a mean error and take it out of what the twin's readers see."""
+    corrected = twin.output[0]
+    raw = twin.output[0] = f"{corrected}/raw"
+    difference, error = f"{corrected}/error", _error_name(node.name)
+
+    def constant(name: str, values: list[int]) -> str:
+        full = f"{corrected}/{name}"
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), full))
+        return full
+
+    nodes = [helper.make_node("Sub", [raw, node.output[0]], [difference])]
+    if node.op_type in {"Conv", "ConvTranspose"}:
+        axes, keep, source = [axis for axis in range(rank) if axis != 1], 1, difference
+    else:  # a product keeps its channels in the last axis, whatever the rank
+        axes, keep, source = list(range(-_MAX_RANK, -1)), 0, f"{corrected}/deep"
+        shape = constant("ones", [1] * _MAX_RANK)
+        nodes.append(helper.make_node("Expand", [difference, shape], [source]))
+    if opset < _AXES_AS_INPUT:
+        nodes.append(helper.make_node("ReduceMean", [source], [error], axes=axes, keepdims=keep))
+    else:
+        inputs = [source, constant("axes", axes)]
+        nodes.append(helper.make_node("ReduceMean", inputs, [error], keepdims=keep))
+    return [*nodes, helper.make_node("Sub", [raw, error], [corrected])]
 
 
 def _subtract(

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from calibration.budget import REASON, Budget, mean_score, score_from_name, search
+from calibration.collect import float_tensors, observe
 from calibration.errors import CalibrationError, GateError
 from calibration.fit import FORMS, Fit, fit
 from calibration.graph import int8_mac_percent, macs_by_node, prepared
@@ -262,3 +263,13 @@ def _judged(
     if held_out is not None:
         return Judged(part=reader.part(samples, 0, samples.count), labels=classes)
     return Judged(part=selection, labels=None if classes is None else classes[selection.start :])
+
+
+def ranges_of_all(
+    model: onnx.ModelProto, samples: Samples, *, method: str, batch: int = 16, progress: Progress
+) -> dict[str, float]:
+    """Return the clipping range of every float tensor, as INT8 without Q/DQ needs them."""
+    model = prepared(model)
+    part = _split(reader_for(model, batch), samples)[0]
+    seen = observe(model, float_tensors(model, part), part, progress)
+    return {name: METHODS[method](one) for name, one in seen.items() if one.has_range}

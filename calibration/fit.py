@@ -15,16 +15,16 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from calibration.bias import bias_corrected, mean_errors
+from calibration.collect import observe
 from calibration.equalize import equalized
 from calibration.errors import CalibrationError
 from calibration.judge import Progress, sqnr_by_method
 from calibration.methods import METHODS
 from calibration.observers import Observer
 from calibration.ort_form import ort_activations, quantize_for_ort
-from calibration.parts import Part, row_count
+from calibration.parts import Part
 from calibration.placement import Placement, place
 from calibration.qdq import quantize
-from calibration.runtime import Runner, with_outputs
 from edge.spec import AnyArray
 
 DEAD = "input is always zero"
@@ -87,8 +87,9 @@ def fit(
         gain = max(rival.sqnr_db.values()) - max(best.sqnr_db.values())
         if gain >= SMALLEST_GAIN_DB:
             best = replace(rival, gains_db={"equalized channels": round(gain, 2)})
-    found = mean_errors(best.model, best.placement, best.amax, itertools.islice(ranges, BATCHES))
     for form in FORMS:
+        few = itertools.islice(ranges, BATCHES)
+        found = mean_errors(best.model, best.quantized(form), best.placement, few)
         corrected = replace(best, errors={**best.errors, form: found})
         scores = sqnr_by_method(
             model,
@@ -117,7 +118,8 @@ def _plain(
     progress: Progress,
 ) -> Fit:
     placement = place(model, keep_float)
-    ranges = _observe(model, placement, ranges_part, progress)
+    tensors = dict.fromkeys((*placement.activations, *ort_activations(model, placement)))
+    ranges = observe(model, tuple(tensors), ranges_part, progress)
     tables = {
         name: {
             tensor: METHODS[name](seen) if seen.has_range else 0.0
@@ -135,23 +137,6 @@ def _plain(
         model=model, placement=placement, ranges=ranges, amax=tables[best], method=best,
         sqnr_db=scores,
     )  # fmt: skip
-
-
-def _observe(
-    model: onnx.ModelProto, placement: Placement, part: Part, progress: Progress
-) -> dict[str, Observer]:
-    """Return what every tensor held that one of the two int8 forms quantizes."""
-    tensors = dict.fromkeys((*placement.activations, *ort_activations(model, placement)))
-    runner = Runner(with_outputs(model, tuple(tensors)))
-    observers = {name: Observer(name) for name in tensors}
-    done = 0
-    for feeds in part:
-        values = {**feeds, **runner.run(feeds)}
-        for name, observer in observers.items():
-            observer.update(values[name])
-        done += row_count(feeds)
-        progress("ranges", done, part.rows)
-    return observers
 
 
 def _without_dead(placement: Placement, ranges: Mapping[str, Observer]) -> Placement:

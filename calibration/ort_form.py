@@ -5,7 +5,8 @@ computes the convolution in float as well. Here every convolution and Gemm also 
 output, behind its activation, a quantized bias, and one Q per tensor that all readers share; an
 Add of two quantized tensors is quantized too. MatMul keeps the form of `qdq`, which fuses as it
 is. A tensor behind a ReLU is uint8 with zero point 0, so that ONNX Runtime can drop the ReLU;
-every other tensor is int8 with zero point 0.
+every other tensor is uint8 with zero point 128: ONNX Runtime rewrites int8 to that on x86, and then
+no longer fuses a convolution whose output an Add reads too.
 
 x86 CPUs with AVX2 but without VNNI may saturate in products of uint8 and int8; the self-test of
 the bundle is what notices there.
@@ -26,6 +27,7 @@ from calibration.qdq import INT8_MAX, int8_from_weight, quantize, weight_scale
 from edge.spec import AnyArray
 
 UINT8_MAX = 255.0
+SIGNED_ZERO = 128  # of a uint8 tensor whose values have both signs
 # Operators that only move values: their output has the range of their input.
 _MOVES = frozenset(
     {"Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -70,7 +72,7 @@ def quantize_for_ort(
     for tensor, root in plan.root.items():
         is_positive = _is_positive(root, plan.index)
         scales[tensor] = _scale(amax[root], UINT8_MAX if is_positive else INT8_MAX)
-        zero = np.zeros((), np.uint8 if is_positive else np.int8)
+        zero = np.array(0 if is_positive else SIGNED_ZERO, np.uint8)
         behind[tensor] = _pair(graph, tensor, scales[tensor], zero)
         for reader in plan.index.consumers.get(tensor, ()):
             _replace_input(by_name[reader.name], tensor, f"{tensor}_dequantized")

@@ -35,6 +35,8 @@ class EngineRequest:
     optimization_level: 0 to 5; 3 is TensorRT's own default (8.6 and later).
     compute_capabilities: such as ("SM86", "SM89"), TensorRT-RTX only; empty is this device.
     timing_cache: what an earlier build returned on the same device, version and flags.
+    calibration_cache: int8 ranges for an ONNX without Q/DQ, up to TensorRT 10.
+    dla_core: run on this deep learning accelerator what it can, the rest on the GPU.
     """
 
     onnx: Path
@@ -45,6 +47,8 @@ class EngineRequest:
     tf32: bool = False
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: bytes = b""
+    calibration_cache: bytes = b""
+    dla_core: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +83,12 @@ def engine_from_onnx(
     config = builder.create_builder_config()
     _set_precision(config, library, request)
     _set_limits(config, trt, request)
+    calibrator = _set_ranges(config, library, request)
+    _set_dla(config, library, request)
     for profile in request.profiles:
         config.add_optimization_profile(_profile(builder, network, profile))
+    if calibrator is not None and request.profiles:
+        config.set_calibration_profile(_profile(builder, network, request.profiles[-1]))
     cache = monitor = None
     if library.backend == "trt":
         cache = config.create_timing_cache(request.timing_cache)
@@ -96,6 +104,11 @@ def engine_from_onnx(
         raise BuildError(
             f"TensorRT {library.version} cannot build {request.onnx}: {library.last_error()}"
             f"{_hint(library.last_error())}"
+        )
+    if calibrator is not None and calibrator.was_asked_for_samples:
+        raise BuildError(
+            f"TensorRT {library.version} does not read this calibration cache; write it again with "
+            "`edge-kit calibrate --calibration-cache`"
         )
     return BuiltEngine(
         plan=bytes(plan),
@@ -165,6 +178,57 @@ def _set_limits(config: Any, trt: Any, request: EngineRequest) -> None:
     if sharing is not None:
         config.set_preview_feature(sharing, True)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def _set_ranges(config: Any, library: TensorRT, request: EngineRequest) -> Any:
+    """Give the builder the ranges of a calibration cache, and return what holds them."""
+    if not request.calibration_cache:
+        return None
+    trt = library.module
+    if is_typed(library) or not hasattr(trt, "IInt8EntropyCalibrator2"):
+        raise BuildError(
+            f"TensorRT {library.version} takes INT8 from Q/DQ alone; build from the file that "
+            "`edge-kit calibrate` wrote, without --calibration-cache"
+        )
+    calibrator = _calibrator(trt, request.calibration_cache)
+    config.int8_calibrator = calibrator
+    return calibrator
+
+
+def _set_dla(config: Any, library: TensorRT, request: EngineRequest) -> None:
+    if request.dla_core is None:
+        return
+    trt = library.module
+    if library.backend == "trt-rtx" or not hasattr(config, "DLA_core"):
+        raise BuildError(
+            f"TensorRT {library.version} cannot build for a DLA core; leave --dla-core out"
+        )
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = request.dla_core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _calibrator(trt: Any, content: bytes) -> Any:
+    class Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc]
+        """Has a cache and no samples."""
+
+        def __init__(self) -> None:
+            trt.IInt8EntropyCalibrator2.__init__(self)
+            self.was_asked_for_samples = False
+
+        def get_batch_size(self) -> int:
+            return 1
+
+        def get_batch(self, names: list[str]) -> None:
+            self.was_asked_for_samples = True
+
+        def read_calibration_cache(self) -> bytes:
+            return content
+
+        def write_calibration_cache(self, cache: Any) -> None:
+            pass
+
+    return Calibrator()
 
 
 def _has_cudnn() -> bool:

@@ -40,7 +40,7 @@ class EngineJob:
 
     graph, typed_graph: ONNX with its weights inside, for a TensorRT that takes precision from
     flags and from types. model: interface, profile and golden set. golden: its tensors by
-    artifact path.
+    artifact path. calibration_cache, dla_core: see `EngineRequest`.
     """
 
     precision: Precision
@@ -50,6 +50,8 @@ class EngineJob:
     golden: dict[str, bytes]
     optimization_level: int = 3
     timeout_s: float = 3600.0
+    calibration_cache: bytes = b""
+    dla_core: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,8 @@ def run_job(
                         precision=job.precision,
                         profiles=(),
                         optimization_level=job.optimization_level,
+                        calibration_cache=job.calibration_cache,
+                        dla_core=job.dla_core,
                     ),
                     engine=engine,
                     timing_cache=timings,
@@ -132,6 +136,7 @@ def run_job(
         sm_count=target.sm_count,
         cuda=None,
         memory_bytes=tried.memory_bytes,
+        dla_cores=0 if job.dla_core is None else job.dla_core + 1,
         plugins=built.plugins,
         layers=tried.layers,
         build_seconds=round(built.seconds, 3),

@@ -21,13 +21,14 @@ from calibration.lint import error_lines
 from calibration.model_file import load_model, profile_from_model, specs_from_model
 from calibration.runtime import Runner, run_exposing
 from calibration.table import check_lineage, load_table, table_path
+from calibration.trt_cache import ranges_from_cache
 from edge.devices import DEVICES, Device, device_named
 from edge.engine_builder import EngineRequest, engine_profiles
 from edge.engine_child import BuildRequest
 from edge.engine_job import EngineJob, EngineResult, run_job
 from edge.engine_process import AttemptError, build
 from edge.errors import BackendUnavailableError, BuildError, UsageError
-from edge.files import sha256_of, storage_errors
+from edge.files import read_capped, sha256_of, storage_errors
 from edge.installed import installed_backends
 from edge.manifest import EngineFacts, GoldenCase, Model, Precision, Provenance, Variant
 from edge.manifest import Golden as ManifestGolden
@@ -52,6 +53,7 @@ BUILD_TIMEOUT_S = 3600.0
 # Of an engine that is tried right after it was built; the bundle's own tolerances are tighter.
 TRIAL_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.5}
 SEED = 0
+MAX_CALIBRATION_CACHE_BYTES = 64 << 20
 MASK = 1e30  # attention masks with the lowest float there is
 
 
@@ -60,8 +62,10 @@ class BuildOptions:
     """What to build.
 
     model: fp32 ONNX that `export` wrote. int8: what `calibrate` wrote from it. targets: names of
-    `edge-kit targets`, or "this". on: user@host to build on instead. golden: real samples; fp16
-    keeps nodes in fp32 where their values come near its limits, and engines are tried on them.
+    `edge-kit targets`, or "this". on: user@host to build on instead. calibration_cache: int8
+    ranges for the fp32 ONNX, instead of int8. dla_core: of the device that builds. golden: real
+    samples; fp16 keeps nodes in fp32 where their values come near its limits, and engines are
+    tried on them.
     """
 
     model: Path
@@ -74,6 +78,8 @@ class BuildOptions:
     keep_fp32: tuple[str, ...] = ()
     on: str | None = None
     level: int = 3
+    calibration_cache: Path | None = None
+    dla_core: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +104,11 @@ def build_engines(options: BuildOptions, *, say: Callable[[str], None]) -> list[
     devices = [None if name == THIS else _device(name) for name in options.targets]
     if options.on is None and not devices:
         raise UsageError("nothing to build for: give --target or --on; see `edge-kit targets`")
+    if any(devices) and (options.calibration_cache, options.dla_core) != (None, None):
+        raise UsageError(
+            "--calibration-cache and --dla-core go with an engine that is built where it runs: "
+            f"give --target {THIS} or --on"
+        )
     source = load_model(options.model)
     digest = sha256_of(options.model, follow_links=True)[0]
     feeds = _feeds(options, source)
@@ -156,7 +167,7 @@ def _graphs(
     say: Callable[[str], None],
 ) -> _Graphs:
     typed = source
-    if precision == "int8":
+    if precision == "int8" and options.calibration_cache is None:
         if options.int8 is None:
             raise UsageError("--precision int8 needs --int8, the file that `calibrate` wrote")
         check_lineage(options.model, options.int8, load_table(table_path(options.int8)))
@@ -357,4 +368,16 @@ def _job(
         golden=files,
         optimization_level=options.level,
         timeout_s=BUILD_TIMEOUT_S,
+        calibration_cache=_ranges(options) if graphs.precision == "int8" else b"",
+        dla_core=options.dla_core,
     )
+
+
+def _ranges(options: BuildOptions) -> bytes:
+    if options.calibration_cache is None:
+        return b""
+    content = read_capped(
+        options.calibration_cache, max_bytes=MAX_CALIBRATION_CACHE_BYTES, follow_links=True
+    )
+    ranges_from_cache(content)  # better here than minutes later on the device
+    return content

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.budget import Budget
-from calibration.calibrate import ADVISED_SAMPLES, Calibrated, HeldOut, calibrate
+from calibration.calibrate import (
+    ADVISED_SAMPLES,
+    Calibrated,
+    HeldOut,
+    calibrate,
+    ranges_of_all,
+)
 from calibration.errors import GateError
 from calibration.gate import Gate, gate_problems
 from calibration.model_file import load_model, profile_from_model, save_model, specs_from_model
@@ -19,6 +25,7 @@ from calibration.table import (
     save_table,
     table_path,
 )
+from calibration.trt_cache import cache_from_ranges
 from edge.errors import UsageError
 from edge.files import atomic_write, sha256_of
 from host_tools.coverage import coverage_of
@@ -43,6 +50,7 @@ class CalibrateRequest:
     gate: Gate
     budget: Budget | None
     report: Path | None
+    calibration_cache: Path | None = None
     out: Path | None
 
 
@@ -93,6 +101,12 @@ def calibrate_file(
     if request.report is not None:  # whatever the gate says: it shows what to do about it
         atomic_write(request.report, report_from(result, request.model).encode())
     _check_gate(result, request, out)
+    if request.calibration_cache is not None:
+        with progress_bar() as progress:
+            ranges = ranges_of_all(
+                model, samples, method=result.method, batch=request.batch, progress=progress
+            )
+        atomic_write(request.calibration_cache, cache_from_ranges(ranges))
     save_model(result.ort.model, ort_path(out))
     save_model(result.tensorrt.model, out)
     table = CalibrationTable(
@@ -120,7 +134,11 @@ def _check_out(out: Path, request: CalibrateRequest) -> None:
             for given in (request.model, request.data, request.held_out, request.labels)
         ):
             raise UsageError(f"--out {out} would overwrite the input {path}; give another file")
-    for flag, wanted in (("--out", out), ("--report", request.report)):
+    for flag, wanted in (
+        ("--out", out),
+        ("--report", request.report),
+        ("--calibration-cache", request.calibration_cache),
+    ):
         if wanted is not None and not wanted.parent.is_dir():
             raise UsageError(f"{flag} {wanted}: there is no folder {wanted.parent}; make it first")
 

@@ -146,6 +146,11 @@ def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **opt
     type=FILE,
     help="Write a page for people: methods, layers, histograms. Written even if the gate refuses.",
 )
+@click.option(
+    "--calibration-cache",
+    type=FILE,
+    help="Also write the ranges as a TensorRT calibration cache, for DLA and INT8 without Q/DQ.",
+)
 @click.option("--out", type=FILE, help="File to write; default: MODEL with .int8.onnx.")
 @click.option("--json", "as_json", is_flag=True, help="Print the calibration table as JSON.")
 def calibrate(model: Path, budget: str | None, as_json: bool, **options: Any) -> None:
@@ -268,6 +273,16 @@ def targets(as_json: bool) -> None:
     default=3,
     show_default=True,
     help="TensorRT's optimisation level.",
+)
+@click.option(
+    "--calibration-cache",
+    type=FILE,
+    help="INT8 from the fp32 MODEL with these ranges instead of --int8; TensorRT up to 10.",
+)
+@click.option(
+    "--dla-core",
+    type=click.IntRange(0, 3),
+    help="Use this deep learning accelerator of the device that builds.",
 )
 @click.option("--out", type=FOLDER, default="engines", show_default=True, help="Folder to add to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")

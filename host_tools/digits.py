@@ -86,17 +86,23 @@ def residual_cnn() -> nn.Module:
     )
 
 
-def train(split: Split, *, epochs: int, tick: Callable[[int, float], None]) -> nn.Module:
-    """Return the network trained on a split; deterministic for one thread count.
+def train(
+    split: Split,
+    *,
+    epochs: int,
+    tick: Callable[[int, float], None],
+    make: Callable[[], nn.Module] = residual_cnn,
+) -> nn.Module:
+    """Return a network trained on a split; deterministic for one thread count.
 
-    tick: called after every epoch with (epoch, mean loss).
+    tick: called after every epoch with (epoch, mean loss). make: gives the untrained network.
     Images are shifted by up to two pixels, so that the net does not learn positions.
     """
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)
-    net = residual_cnn().train()
+    net = make().train()
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     steps = epochs * -(-len(labels) // 64)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)

@@ -176,9 +176,19 @@ def test_weights_and_biases_are_stored_as_integers() -> None:
 def test_a_tensor_behind_a_relu_uses_all_256_levels_and_others_are_symmetric() -> None:
     result = quantized(conv_net(), IMAGES)
     zeros = {t.name: numpy_helper.to_array(t) for t in result.graph.initializer}
-    assert zeros["r1_zero_point"].dtype == np.uint8
-    assert zeros["c2_zero_point"].dtype == np.int8
-    assert {int(zeros[n]) for n in ("x_zero_point", "r1_zero_point", "c2_zero_point")} == {0}
+    found = {name: zeros[f"{name}_zero_point"] for name in ("x", "r1", "c2")}
+    assert {zero.dtype for zero in found.values()} == {np.dtype(np.uint8)}
+    assert {name: int(zero) for name, zero in found.items()} == {"x": 128, "r1": 0, "c2": 128}
+
+
+def test_a_convolution_that_an_add_and_another_read_is_fused() -> None:
+    model = conv_net()
+    relu = next(node for node in model.graph.node if node.name == "relu1")
+    model.graph.node.remove(relu)
+    for node in model.graph.node:
+        node.input[:] = ["c1" if name == "r1" else name for name in node.input]
+    kernels = [n for n in optimized_nodes(quantized(model, IMAGES)) if n.op_type == "QLinearConv"]
+    assert len(kernels) == 2
 
 
 def test_a_tensor_that_is_always_zero_gets_a_positive_scale() -> None:

@@ -105,3 +105,17 @@ def test_half_precision_is_what_the_graph_says(library: TensorRT, tmp_path: Path
             half = numpy_helper.to_array(tensor).astype(np.float16)
             tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
     assert engine_from_onnx(request(save(model, tmp_path / "half.onnx")), library).plan
+
+
+def test_a_calibration_cache_is_refused_where_only_qdq_counts(
+    library: TensorRT, affine_onnx: Path
+) -> None:
+    with pytest.raises(BuildError, match="takes INT8 from Q/DQ alone"):
+        engine_from_onnx(request(affine_onnx, calibration_cache=b"TRT-8600-x\n"), library)
+
+
+def test_a_dla_core_is_refused_where_there_can_be_none(
+    library: TensorRT, affine_onnx: Path
+) -> None:
+    with pytest.raises(BuildError, match="DLA core"):
+        engine_from_onnx(request(affine_onnx, dla_core=0), library)

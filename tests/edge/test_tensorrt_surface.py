@@ -140,6 +140,7 @@ GUARDED = {
     "ICudaEngine.create_execution_context_without_device_memory",
     "ICudaEngine.device_memory_size", "IExecutionContext.device_memory",
     "ComputeCapability", "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.int8_calibrator", "IBuilderConfig.set_calibration_profile",
     "IBuilderConfig.set_compute_capability", "ILayer.plugin", "ILayer.plugin.plugin_type",
 }  # fmt: skip
 
