@@ -210,7 +210,7 @@ def _within(
     def excess(names: Sequence[str], rows: int) -> float:
         tried = without(placement, names, REASON, graph)
         few = Judged(
-            part=part.reader.part(part.samples, part.start, min(part.stop, part.start + rows)),
+            part=part.first(rows),
             labels=labels,
         )
         worst = -math.inf

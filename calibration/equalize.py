@@ -10,8 +10,8 @@ and only where channels differ much.
 
 Sources: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction", arXiv 1906.04721 (across layers, a = 1/2); Xiao et al. 2022, "SmoothQuant", arXiv
-2211.10438 (into the normalisation, the formula). A depthwise Conv reads each channel with a
-weight scale of its own, so all range can move into it: a = 1.
+2211.10438 (into the normalisation, the formula, 0.5 to 0.85). A depthwise Conv reads each channel
+with a weight scale of its own, so all range can move into it: a = 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from edge.spec import AnyArray, Feeds
 
 # A Mul costs a pass over the tensor: not for channels that differ by less, largest to median.
 INSERT_FROM = 6.0
-MIGRATION = 0.5
+# The exponent a: how much of the range moves into the weights.
+MIGRATIONS = (0.5, 0.65, 0.8)
 # Beyond this a factor would only move the problem into the weights, or out of float16.
 LARGEST_FACTOR = 64.0
 # For any s > 0: f(x / s) = f(x) / s, channel by channel.
@@ -58,11 +59,14 @@ class _Site:
 
 
 def equalized(
-    model: onnx.ModelProto, placement: Placement, batches: Iterable[Feeds]
+    model: onnx.ModelProto,
+    placement: Placement,
+    batches: Iterable[Feeds],
+    migration: float = MIGRATIONS[0],
 ) -> onnx.ModelProto | None:
     """Return a model of the same function with equalized channels, None if there are none to move.
 
-    batches: a few samples, for the largest magnitude of every channel.
+    batches: a few samples, for the largest magnitude of every channel. migration: a in the formula.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -72,7 +76,7 @@ def equalized(
     seen = _channel_amax(model, sites, batches)
     index, changed = GraphIndex.of(copy.graph), False
     for site in sites:
-        factors = _factors(site, seen[site.tensor], index)
+        factors = _factors(site, seen[site.tensor], index, migration)
         if np.allclose(factors, 1.0, rtol=1e-3):
             continue
         _divide(copy.graph, site, factors, index)
@@ -165,7 +169,7 @@ def _channel_amax(
     return {tensor: np.median(found, axis=0) for tensor, found in seen.items()}
 
 
-def _factors(site: _Site, amax: Channels, index: GraphIndex) -> Channels:
+def _factors(site: _Site, amax: Channels, index: GraphIndex, migration: float) -> Channels:
     """Return s, shape (channels,); 1 for channels that were always zero."""
     live = amax > 0
     if site.source is None and not (amax.max() > INSERT_FROM * np.median(amax[live])):
@@ -178,7 +182,7 @@ def _factors(site: _Site, amax: Channels, index: GraphIndex) -> Channels:
     live &= weight > 0
     if not live.any():
         return np.ones_like(amax)
-    migration = 1.0 if site.is_depthwise else MIGRATION
+    migration = 1.0 if site.is_depthwise else migration
     factors = np.ones_like(amax)
     factors[live] = amax[live] ** migration / weight[live] ** (1 - migration)
     factors[live] /= np.exp(np.log(factors[live]).mean())

@@ -16,7 +16,7 @@ import onnx
 
 from calibration.bias import bias_corrected, mean_errors
 from calibration.collect import observe
-from calibration.equalize import equalized
+from calibration.equalize import MIGRATIONS, equalized
 from calibration.errors import CalibrationError
 from calibration.judge import Progress, sqnr_by_method
 from calibration.methods import METHODS
@@ -30,6 +30,9 @@ from edge.spec import AnyArray
 DEAD = "input is always zero"
 # What a change must bring to be kept, in dB of the outputs' SQNR.
 SMALLEST_GAIN_DB = 0.1
+# A method that fits whatever the tails of equalized channels look like.
+TAILED = "percentile-99.999"
+TRIED_ROWS = 128
 BATCHES = 16  # of the ranges' samples, for channel ranges and mean errors
 
 Form = Callable[[onnx.ModelProto, Placement, Mapping[str, float]], onnx.ModelProto]
@@ -81,7 +84,7 @@ def fit(
     best = _plain(model, model, ranges, selection, methods, keep_float, progress)
     if not improve:
         return best
-    rival_model = equalized(model, best.placement, itertools.islice(ranges, BATCHES))
+    rival_model = _equalized(model, best, ranges, selection, keep_float)
     if rival_model is not None:
         rival = _plain(model, rival_model, ranges, selection, methods, keep_float, progress)
         gain = max(rival.sqnr_db.values()) - max(best.sqnr_db.values())
@@ -106,6 +109,28 @@ def fit(
             gains = {**best.gains_db, f"corrected biases ({form})": round(gain, 2)}
             best = replace(corrected, gains_db=gains)
     return best
+
+
+def _equalized(
+    model: onnx.ModelProto, best: Fit, ranges: Part, selection: Part, keep_float: Sequence[str]
+) -> onnx.ModelProto | None:
+    """Return the model equalized as far as a few samples like it best; None if none gains."""
+    few_ranges, few = ranges.first(TRIED_ROWS), selection.first(TRIED_ROWS // 2)
+    methods = (best.method,) if best.method == TAILED else (best.method, TAILED)
+
+    def score(candidate: onnx.ModelProto) -> float:
+        tried = _plain(model, candidate, few_ranges, few, methods, keep_float, lambda *_: None)
+        return max(tried.sqnr_db.values())
+
+    scores = {}
+    for migration in MIGRATIONS:
+        batches = itertools.islice(ranges, BATCHES)
+        candidate = equalized(model, best.placement, batches, migration)
+        if candidate is None:
+            return None
+        scores[migration] = score(candidate), candidate
+    highest, candidate = max(scores.values(), key=lambda pair: pair[0])
+    return candidate if highest > score(model) else None
 
 
 def _plain(

@@ -45,6 +45,11 @@ class Part:
                 check_feeds(feeds, self.reader.inputs, self.reader.profile)
                 yield feeds
 
+    def first(self, rows: int) -> Part:
+        """Return the first rows, as many as there are and at least one batch."""
+        stop = min(self.stop, self.start + max(rows, self.reader.smallest))
+        return self.reader.part(self.samples, self.start, stop)
+
     @property
     def rows(self) -> int:
         """Number of rows, counting those that are left out."""

@@ -17,6 +17,7 @@ import click
 from edge import __version__
 from edge.console import CommandGroup, configure_logging, run_command_line
 from host_tools.bundle_commands import BUNDLE_COMMANDS
+from host_tools.compress_commands import COMPRESS_COMMANDS
 from host_tools.terminal import ANY_PATH, FILE, FOLDER, console, print_json, say
 
 
@@ -65,6 +66,7 @@ def cli(debug: bool) -> None:
     show_default=True,
     help="Largest relative error of ONNX Runtime against PyTorch, per output.",
 )
+@click.option("--state", type=FILE, help="Weights that `prune` or `distill` wrote, for a factory.")
 @click.option("--out", type=FILE, default="model.onnx", show_default=True, help="File to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **options: Any) -> None:
@@ -318,7 +320,7 @@ def quickstart(out: Path, keep: bool, port: int) -> None:
     run_quickstart(out, keep=keep, port=port, console=console())
 
 
-for _command in BUNDLE_COMMANDS:
+for _command in (*BUNDLE_COMMANDS, *COMPRESS_COMMANDS):
     cli.add_command(_command)
 
 

@@ -31,6 +31,12 @@ class ParityError(ExportError):
     code = "parity"
 
 
+class TrainingError(EdgeError):
+    """A training run fails, or its data do not fit the model."""
+
+    code = "training"
+
+
 def root_cause(error: BaseException) -> str:
     """Return the innermost cause of an error in one line: type and first line of its text."""
     while error.__cause__ is not None:

@@ -46,6 +46,7 @@ from host_tools.shapes import (
 )
 from host_tools.sources import SourceKind, TorchSource, kind_of, require, source_from_factory
 from host_tools.torch_export import exporter_for, graph_from_torch, quiet, run_torch
+from host_tools.training import load_state
 
 TargetName = Literal["any", "jetpack5", "jetpack6", "jetpack7", "rtx", "cpu"]
 
@@ -82,6 +83,7 @@ class ExportRequest:
     shapes: flags as `shapes.profile_from_flags` reads them.
     opset: None = what suits the target. task: for folders; None = as config.json declares.
     tolerance: largest relative L2 error of an output against torch; see `parity`.
+    state: weights for the module of a factory, a state_dict that torch.save wrote.
     """
 
     source: str
@@ -91,6 +93,7 @@ class ExportRequest:
     opset: int | None = None
     task: Task | None = None
     tolerance: float = DEFAULT_TOLERANCE
+    state: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,8 @@ def export_model(request: ExportRequest, *, say: Say) -> ExportReport:
             source = source_from_folder(Path(request.source), task=request.task)
         else:
             source = source_from_factory(request.source)
+        if request.state is not None:
+            load_state(source.module, request.state)
     return _export(request, source, say)
 
 
@@ -231,6 +236,8 @@ def _check_request(request: ExportRequest, kind: SourceKind) -> None:
         raise UsageError(f"output {request.out} is a folder; give a file name ending in .onnx")
     if kind != "folder" and request.task is not None:
         raise UsageError(f"--task {request.task}: only a Hugging Face folder has a task")
+    if kind != "factory" and request.state is not None:
+        raise UsageError(f"--state {request.state}: only a factory takes other weights")
     if kind == "onnx" and request.opset is not None:
         raise UsageError("--opset cannot change an existing .onnx file; export from its source")
     rule = OPSET_RULES.get(request.target)

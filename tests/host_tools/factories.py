@@ -164,3 +164,23 @@ def own_error() -> None:
 
 
 not_callable = 3
+
+
+class Classes(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def classes() -> Any:
+    """Untrained: three classes of 16 numbers, see test_compress."""
+    torch.manual_seed(1)
+    return Classes(64), {"x": torch.randn(2, 16)}
+
+
+def small_classes() -> Any:
+    torch.manual_seed(2)
+    return Classes(8), {"x": torch.randn(2, 16)}
