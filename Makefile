@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 PEERS := mlserver litserve modelopt alibi-detect
 PEER_mlserver := mlserver==1.7.1
 PEER_litserve := litserve==0.2.19
-PEER_modelopt := nvidia-modelopt[onnx]==0.47.0
+# With the torch of constraints.txt: a newer one brings gigabytes of CUDA.
+PEER_modelopt := nvidia-modelopt[onnx]==0.47.0 torch==2.13.0
 PEER_alibi-detect := alibi-detect==0.13.0
 
 # One generation of TensorRT's Python bindings each, as folder=requirement; no libraries.
@@ -85,12 +86,15 @@ bench-minilm: $(VENV)/.stamp ## Measure the sentence encoder of BENCHMARKS.md (2
 	$(BIN)/python -m tests.minilm build/minilm
 	$(BIN)/python -m tests.bench_loading build/minilm
 
-bench-calibration: $(VENV)/.stamp ## Measure calibration against onnxruntime's (10 minutes, 24 GB).
+bench-calibration: $(VENV)/.stamp .peers/modelopt/.stamp ## Measure calibration against its peers (25 minutes, 24 GB).
 	$(BIN)/edge-kit quickstart --out build/calibration
 	rm -rf build/minilm
 	$(BIN)/python -m tests.minilm build/minilm
 	cp build/minilm/minilm.onnx build/calibration/
 	$(BIN)/python -m tests.bench_calibration build/calibration
+	$(BIN)/python -m tests.bench_nets build/calibration
+	$(BIN)/python -m tests.bench_int8 build/calibration
+	$(BIN)/python -m tests.bench_compress build/calibration
 
 clean: ## Remove what make made.
 	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out
@@ -119,5 +123,5 @@ $(VENV310)/.stamp: setup.py constraints.txt
 .peers/%/.stamp: Makefile
 	@echo "installing $(PEER_$*) into .peers/$*" >&2
 	$(call make_venv,$(PYTHON),.peers/$*)
-	@.peers/$*/bin/python $(PIP_INSTALL) '$(PEER_$*)'
+	@.peers/$*/bin/python $(PIP_INSTALL) $(foreach peer,$(PEER_$*),'$(peer)')
 	@touch $@

@@ -23,7 +23,7 @@ from calibration.methods import METHODS
 from calibration.observers import Observer
 from calibration.ort_form import ort_activations, quantize_for_ort
 from calibration.parts import Part
-from calibration.placement import Placement, place
+from calibration.placement import Placement, place, shared_ranges
 from calibration.qdq import quantize
 from edge.spec import AnyArray
 
@@ -145,13 +145,8 @@ def _plain(
     placement = place(model, keep_float)
     tensors = dict.fromkeys((*placement.activations, *ort_activations(model, placement)))
     ranges = observe(model, tuple(tensors), ranges_part, progress)
-    tables = {
-        name: {
-            tensor: METHODS[name](seen) if seen.has_range else 0.0
-            for tensor, seen in ranges.items()
-        }
-        for name in methods
-    }
+    groups = shared_ranges(model.graph, tuple(tensors))
+    tables = {name: _table(name, ranges, groups) for name in methods}
     placement = _without_dead(placement, ranges)
     rivals = {
         name: functools.partial(quantize, model, placement, amax) for name, amax in tables.items()
@@ -162,6 +157,18 @@ def _plain(
         model=model, placement=placement, ranges=ranges, amax=tables[best], method=best,
         sqnr_db=scores,
     )  # fmt: skip
+
+
+def _table(
+    method: str, ranges: Mapping[str, Observer], groups: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Return amax by tensor, the same within each group."""
+    table = {
+        tensor: METHODS[method](seen) if seen.has_range else 0.0 for tensor, seen in ranges.items()
+    }
+    for group in groups:
+        table.update(dict.fromkeys(group, max(table[tensor] for tensor in group)))
+    return table
 
 
 def _without_dead(placement: Placement, ranges: Mapping[str, Observer]) -> Placement:

@@ -150,6 +150,24 @@ def skip_edges(graph: onnx.GraphProto, quantized: set[str]) -> tuple[SkipEdge, .
     return tuple(skips)
 
 
+def shared_ranges(graph: onnx.GraphProto, tensors: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return groups of the tensors that must have one range, because a Concat joins them.
+
+    TensorRT quantizes the inputs of a Concat instead of its output; with another scale at an
+    input that others read too, it would write that tensor twice.
+    """
+    wanted = set(tensors)
+    group_of: dict[str, set[str]] = {}
+    for node in graph.node:
+        if node.op_type != "Concat":
+            continue
+        joined = {name for name in (*node.input, *node.output) if name in wanted}
+        joined.update(*(group_of[name] for name in joined if name in group_of))
+        group_of.update(dict.fromkeys(joined, joined))
+    groups = {id(group): group for group in group_of.values() if len(group) > 1}
+    return tuple(tuple(sorted(group)) for group in groups.values())
+
+
 def _is_fused(tensor: str, index: GraphIndex, quantized: set[str]) -> bool:
     """Whether a tensor is the output of a quantized Conv that nothing but one Add reads."""
     node = index.producers.get(tensor)

@@ -8,7 +8,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -82,6 +82,61 @@ class NpzSamples:
                 rows = _rows(archive, path, LABELS, MAX_LABELS, 0, MAX_LABELS)
                 parts.append(next(rows, np.zeros(0, np.int64)))
         return _as_labels(np.concatenate(parts), self._paths[0])
+
+
+class IteratedSamples:
+    """Batches that a function of the caller makes: read_again() gives a new iterator each time.
+
+    Every pass must give the same samples. Batches may have any number of rows; the first pass
+    counts them and takes their digest.
+    """
+
+    def __init__(self, read_again: Callable[[], Iterable[Feeds]]) -> None:
+        self._read_again = read_again
+        self._facts: tuple[int, str] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of samples over all batches."""
+        return self._known()[0]
+
+    @property
+    def sha256(self) -> str:
+        """Digest over names, shapes, types and bytes of all batches in order."""
+        return self._known()[1]
+
+    def batches(self, size: int, start: int, stop: int) -> Iterator[Feeds]:
+        """Yield rows start..stop in order; a batch never spans two of the caller's."""
+        first = 0
+        for feeds in self._read_again():
+            count = _rows_in(feeds)
+            low, high = max(start - first, 0), min(stop - first, count)
+            for begin in range(low, high, size):
+                yield {name: rows[begin : min(begin + size, high)] for name, rows in feeds.items()}
+            first += count
+            if first >= stop:
+                return
+
+    def _known(self) -> tuple[int, str]:
+        if self._facts is None:
+            count, digest = 0, hashlib.sha256()
+            for feeds in self._read_again():
+                count += _rows_in(feeds)
+                for name in sorted(feeds):
+                    rows = np.ascontiguousarray(feeds[name])
+                    digest.update(f"{name} {rows.dtype.str} {rows.shape}".encode())
+                    digest.update(rows.data)
+            self._facts = count, digest.hexdigest()
+        return self._facts
+
+
+def _rows_in(feeds: Feeds) -> int:
+    counts = {name: len(rows) if rows.ndim else None for name, rows in feeds.items()}
+    if not counts or None in counts.values() or len(set(counts.values())) != 1:
+        raise CalibrationError(
+            f"a batch must map every input to an array with one row a sample; it has {counts} rows"
+        )
+    return int(next(iter(counts.values())) or 0)
 
 
 def open_samples(path: Path) -> NpzSamples:

@@ -17,7 +17,7 @@ from calibration.calibrate import (
 from calibration.errors import GateError
 from calibration.gate import Gate, gate_problems
 from calibration.model_file import load_model, profile_from_model, save_model, specs_from_model
-from calibration.samples import NpzSamples, read_labels
+from calibration.samples import IteratedSamples, NpzSamples, read_labels
 from calibration.table import (
     CalibrationTable,
     QuantizedFile,
@@ -68,7 +68,7 @@ def calibrate_file(
     model_sha256 = sha256_of(request.model, follow_links=True)[0]
     inputs, profile = specs_from_model(model)[0], profile_from_model(model)
 
-    def read(path: Path) -> NpzSamples | TextSamples:
+    def read(path: Path) -> NpzSamples | TextSamples | IteratedSamples:
         return samples_at(path, inputs=inputs, profile=profile, tokenizer=request.tokenizer)
 
     samples = read(request.data)

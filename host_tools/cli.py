@@ -87,7 +87,8 @@ def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **opt
     "--data",
     type=ANY_PATH,
     required=True,
-    help="Samples: an .npz file, a folder of them, or a .txt file with one text a line.",
+    help="Samples: an .npz file, a folder of them, a .txt file with one text a line, or "
+    "package.module:function that iterates over batches.",
 )
 @click.option("--labels", type=FILE, help="Class numbers of the held-out samples: .npy or .txt.")
 @click.option(

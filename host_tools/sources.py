@@ -108,6 +108,13 @@ def source_from_factory(spec: str) -> TorchSource:
     )
 
 
+def function_at(spec: str) -> Callable[[], Any]:
+    """Return the callable that "package.module:name" names; raises UsageError, ExportError."""
+    module, _, name = spec.partition(":")
+    with _current_directory_importable():
+        return _factory(spec, module, name)
+
+
 def positional(
     module: torch.nn.Module,
     keys: tuple[str, ...] | None,
@@ -178,9 +185,8 @@ def array_from_tensor(what: str, tensor: Any) -> AnyArray:
 def _made(spec: str) -> tuple[Any, Any, tuple[str, ...] | None]:
     import torch
 
-    module_name, _, factory_name = spec.partition(":")
+    factory = function_at(spec)
     with _current_directory_importable():
-        factory = _factory(spec, module_name, factory_name)
         try:
             made = factory()
         except FOREIGN_ERRORS as error:

@@ -102,7 +102,9 @@ def ours(path: Path, method: str, count: int) -> tuple[float, float, onnx.ModelP
         stages[stage] = time.perf_counter() - begun
 
     samples = open_samples(file)
-    result = calibrate(model, samples, method=METHODS[method], batch=BATCH, progress=progress)
+    result = calibrate(
+        model, samples, method=METHODS[method], batch=BATCH, improve=False, progress=progress
+    )
     whole = time.perf_counter() - begun
     again = time.perf_counter()
     quantize(prepared(model), place(prepared(model)), result.amax)

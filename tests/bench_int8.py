@@ -33,14 +33,15 @@ from tests.bench_calibration import feeds
 
 SAMPLES, HELD_OUT, BATCH, ROUNDS = 1024, 384, 16, 30
 BUDGETS = {"digits": "top1=0.5", "mobile": "top1=0.5", "vit": "top1=0.5", "minilm": "cosine=0.99"}
+WITH_ATTENTION = {"vit", "minilm"}
 MODELOPT = Path(".peers/modelopt/bin/python")
 MODELOPT_CODE = """
 import sys, numpy as np
 from modelopt.onnx.quantization import quantize
-model, data, method, out = sys.argv[1:]
+model, data, method, out, mha = sys.argv[1:]
 quantize(model, quantize_mode="int8", calibration_data=dict(np.load(data)), output_path=out,
          calibration_method=method, calibration_eps=["cpu"], high_precision_dtype="fp32",
-         log_level="ERROR")
+         log_level="ERROR", disable_mha_qdq=mha == "float")
 """
 
 
@@ -79,16 +80,20 @@ def main(folder: Path, names: list[str]) -> None:
                 f"{result.method} {result.gains_db}",
             )
         check(model, result, data)
-        for method in ("max", "entropy"):
-            out = folder / f"{name}-modelopt-{method}.onnx"
-            words = [MODELOPT, "-c", MODELOPT_CODE, path, train, method, out]
+        for method, attention in (("max", "int8"), ("entropy", "int8"), ("max", "float")):
+            if attention == "float" and name not in WITH_ATTENTION:
+                continue
+            out = folder / f"{name}-modelopt-{method}-{attention}.onnx"
+            words = [MODELOPT, "-c", MODELOPT_CODE, path, train, method, out, attention]
             begun = time.perf_counter()
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
-                print(f"  ModelOpt {method}: failed: {done.stderr.strip().splitlines()[-1][:150]}")
+                said = done.stderr.strip().splitlines()[-1][:150]
+                print(f"  ModelOpt {method} {attention}: failed: {said}")
                 continue
             seconds = time.perf_counter() - begun
-            report(f"ModelOpt, {method}", model, onnx.load(out), data, seconds, "")
+            kind = f"ModelOpt, {method}" + ", attention float" * (attention == "float")
+            report(kind, model, onnx.load(out), data, seconds, "")
 
 
 def data_of(path: Path) -> Data:
@@ -130,7 +135,7 @@ def report(
         task = " -> ".join(f"{100 * n / rows:.2f} %" for n in correct.values())
     shown = "?" if share is None else f"{share:.1f} %"
     print(
-        f"  {kind:<24} {compared.sqnr_db:5.1f} dB, {task}, {len(floats)} float, MACs int8 {shown}, "
+        f"  {kind:<30} {compared.sqnr_db:5.1f} dB, {task}, {len(floats)} float, MACs int8 {shown}, "
         f"{seconds:.0f} s {more}",
         flush=True,
     )

@@ -5,12 +5,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from calibration.errors import GraphError
 from calibration.graph import GraphIndex, int8_mac_percent, int8_nodes, macs_by_node
-from calibration.placement import place
+from calibration.placement import place, shared_ranges
 from calibration.qdq import quantize, with_stored_int8
 from calibration.runtime import Runner, run_exposing
 from edge.errors import UsageError
@@ -195,3 +195,21 @@ def test_a_channel_of_zeros_keeps_a_positive_scale() -> None:
     weight.CopyFrom(numpy_helper.from_array(values, "w1"))
     got = Runner(quantized(model, FEEDS)).run(FEEDS)["logits"]
     assert np.isfinite(got).all()
+
+
+def test_tensors_that_a_concat_joins_get_one_range() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="a", pads=[1] * 4),
+        helper.make_node("Conv", ["a", "w2"], ["b"], name="b", pads=[1] * 4),
+        helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+        helper.make_node("Concat", ["c", "x"], ["d"], axis=1),
+        helper.make_node("Concat", ["u", "v"], ["w"], axis=1),
+    ]
+    graph = helper.make_graph(nodes, "net", [], [])
+    assert shared_ranges(graph, ("a", "c", "d")) == (("a", "c", "d"),)
+    assert shared_ranges(graph, ("a", "b", "x")) == (("a", "b"),)
+    assert shared_ranges(graph, ("b", "x", "d", "c", "u", "w")) == (
+        ("b", "c", "d", "x"),
+        ("u", "w"),
+    )
+    assert shared_ranges(graph, ("a", "u")) == ()

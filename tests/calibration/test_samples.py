@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibration.errors import CalibrationError
-from calibration.samples import open_samples, read_labels
+from calibration.samples import IteratedSamples, open_samples, read_labels
 from edge.errors import UsageError
 
 
@@ -122,3 +122,32 @@ def test_labels_of_an_empty_file_are_none_at_all(tmp_path: Path) -> None:
     labels = open_samples(tmp_path / "s.npz").labels()
     assert labels is not None
     assert labels.shape == (0,)
+
+
+def test_batches_of_a_function_are_cut_to_the_asked_size_and_read_again() -> None:
+    rng = np.random.default_rng(0)
+    x, passes = rng.normal(size=(23, 4)).astype(np.float32), []
+
+    def read_again():
+        passes.append(0)
+        for start, stop in ((0, 5), (5, 18), (18, 23)):
+            yield {"x": x[start:stop], "y": x[start:stop, 0]}
+
+    samples = IteratedSamples(read_again)
+    assert samples.count == 23
+    digest = samples.sha256
+    assert len(passes) == 1
+    batches = list(samples.batches(8, 3, 20))
+    assert [len(batch["x"]) for batch in batches] == [2, 8, 5, 2]
+    np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), x[3:20])
+    np.testing.assert_array_equal(np.concatenate([b["y"] for b in batches]), x[3:20, 0])
+    x[22, 3] += 1
+    assert IteratedSamples(read_again).sha256 != digest
+
+
+@pytest.mark.parametrize(
+    "feeds", [{}, {"x": np.float32(1)}, {"x": np.zeros((2, 3)), "y": np.zeros(3)}]
+)
+def test_a_batch_without_common_rows_is_refused(feeds: dict) -> None:
+    with pytest.raises(CalibrationError, match="one row a sample"):
+        _ = IteratedSamples(lambda: iter([feeds])).count

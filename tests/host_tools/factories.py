@@ -184,3 +184,19 @@ def classes() -> Any:
 def small_classes() -> Any:
     torch.manual_seed(2)
     return Classes(8), {"x": torch.randn(2, 16)}
+
+
+def batches() -> Any:
+    """Samples for tests.calibration.nets.conv_net, as torch tensors."""
+    generator = torch.Generator().manual_seed(0)
+    for rows in (5, 30, 29):
+        yield {"x": torch.randn(rows, 3, 8, 8, generator=generator)}
+
+
+def failing_batches() -> Any:
+    yield {"x": torch.zeros(4, 3, 8, 8)}
+    raise RuntimeError("image 7.png is truncated")
+
+
+def no_batches() -> Any:
+    return iter(())

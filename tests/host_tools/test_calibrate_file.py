@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from calibration.errors import GateError
+from calibration.errors import CalibrationError, GateError
 from calibration.gate import Gate
 from calibration.model_file import load_model, profile_from_model, specs_from_model
 from calibration.table import load_table, ort_path, table_path
+from calibration.trt_cache import ranges_from_cache
 from edge.errors import UsageError
 from edge.files import sha256_of
 from host_tools.calibrate import calibrate_file
@@ -51,6 +52,43 @@ def test_text_for_a_model_without_token_ids_is_refused(tmp_path: Path) -> None:
         calibrate_file(request, say=lambda _: None)
     with pytest.raises(UsageError, match="give --tokenizer"):
         calibrate_file(calibrate_request(tmp_path, data=tmp_path / "lines.txt"), say=lambda _: None)
+
+
+def test_any_function_can_give_the_samples(tmp_path: Path) -> None:
+    data = Path("tests.host_tools.factories:batches")
+    table, _ = calibrate_file(calibrate_request(tmp_path, data=data), say=lambda _: None)
+    assert table.samples == 52  # of 64; the last fifth chooses the method
+    again, _ = calibrate_file(calibrate_request(tmp_path, data=data), say=lambda _: None)
+    assert again == table
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("failing_batches", CalibrationError, "failed at batch 1: RuntimeError: image 7.png is"),
+        ("no_batches", CalibrationError, "gave no batch"),
+        ("nothing", UsageError, "no callable 'nothing'"),
+    ],
+)
+def test_a_function_that_fails_is_named_and_nothing_is_written(
+    name: str, error: type, words: str, tmp_path: Path
+) -> None:
+    request = calibrate_request(tmp_path, data=Path(f"tests.host_tools.factories:{name}"))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(error, match=words):
+        calibrate_file(request, say=lambda _: None)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_calibration_cache_has_every_tensor_of_the_float_model(tmp_path: Path) -> None:
+    cache = tmp_path / "net.cache"
+    calibrate_file(calibrate_request(tmp_path, calibration_cache=cache), say=lambda _: None)
+    graph = load_model(tmp_path / "model.onnx").graph
+    made = {name for node in graph.node for name in node.output}
+    assert set(ranges_from_cache(cache.read_bytes())) == {"x", *made}
+    wrong = calibrate_request(tmp_path, calibration_cache=tmp_path / "no" / "net.cache")
+    with pytest.raises(UsageError, match="--calibration-cache"):
+        calibrate_file(wrong, say=lambda _: None)
 
 
 @pytest.fixture
