@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,8 +78,8 @@ class Calibrated:
     tensorrt: the form of `qdq`; its share of int8 arithmetic is what the graph asks for.
     ort: the form of `ort_form`; its share is what ONNX Runtime runs in integer kernels here.
     gains_db: by change that brings the outputs closer; see `fit`. sensitivity_db: by node, where a
-    budget or `explain` asked for it; see `sensitivity`. worst: the layers with the lowest, the
-    lowest first.
+    budget needed it or `explain` asked for it; see `sensitivity`. worst: the layers with the
+    lowest, the lowest first.
     """
 
     tensorrt: Quantized
@@ -135,7 +135,9 @@ def calibrate(
         progress=progress,
     )
     sensitivities: dict[str, float] = {}
-    if budget is not None or explain:
+    placement = best.placement
+    is_kept = budget is None or _excess(budget, model, best, judged)(placement, judged.rows) <= 0
+    if explain or not is_kept:
         sensitivities = sensitivity(
             best.model,
             best.placement,
@@ -143,8 +145,7 @@ def calibrate(
             itertools.islice(selection, SENSITIVITY_BATCHES),
             tick=lambda done, total: progress("sensitivity", done, total),
         )
-    placement = best.placement
-    if budget is not None:
+    if budget is not None and not is_kept:
         placement = _within(budget, model, best, sensitivities, judged, progress)
     tensorrt, ort = (best.quantized(form, placement) for form in FORMS)
     shares = {"tensorrt": int8_mac_percent(tensorrt, macs), "ort": integer_mac_percent(ort, macs)}
@@ -200,45 +201,52 @@ def _within(
     progress: Progress,
 ) -> Placement:
     """Return the placement with as few float nodes as the budget needs, in both int8 forms."""
-    placement, graph = best.placement, best.model.graph
-    part, labels = judged.part, judged.labels
-    if budget.metric == "top1" and labels is None:
-        raise UsageError("--budget top1 needs labels of the held-out samples; see --labels")
-    score = score_from_name(budget.metric) if ":" in budget.metric else None
+    measure = _excess(budget, model, best, judged)
     tries = itertools.count(1)
 
     def excess(names: Sequence[str], rows: int) -> float:
-        tried = without(placement, names, REASON, graph)
-        few = Judged(
-            part=part.first(rows),
-            labels=labels,
-        )
-        worst = -math.inf
-        for form in FORMS:
-            quantized = best.quantized(form, tried)
-            accuracy = judge(
-                model, quantized, few, placement=tried, int8_mac_percent=0.0,
-                exact=form == "tensorrt",
-                progress=lambda *_: None,
-            )  # fmt: skip
-            value = None
-            if score is not None:
-                value = mean_score(score, model, quantized, few.part, labels)
-            worst = max(worst, budget.excess(accuracy, value))
+        tried = without(best.placement, names, REASON, best.model.graph)
         progress("budget", min(next(tries), BUDGET_TRIES), BUDGET_TRIES)
-        return worst
+        return measure(tried, rows)
 
-    names = sorted((n.name for n in placement.quantized), key=lambda name: sensitivities[name])
+    nodes = (node.name for node in best.placement.quantized)
+    names = sorted(nodes, key=lambda name: sensitivities[name])
     kept = list(search(names, lambda some: excess(some, SEARCH_ROWS)))
     # The search looked at a few rows; all of them decide.
     for name in [name for name in names if name not in kept]:
-        if excess(kept, part.rows) <= 0:
-            return without(placement, kept, REASON, graph)
+        if excess(kept, judged.rows) <= 0:
+            return without(best.placement, kept, REASON, best.model.graph)
         kept.append(name)
     raise GateError(
         "no choice of float nodes keeps the accuracy budget on all held-out samples; widen "
         "--budget, or give more samples"
     )
+
+
+def _excess(
+    budget: Budget, model: onnx.ModelProto, best: Fit, judged: Judged
+) -> Callable[[Placement, int], float]:
+    """Return by how much a placement exceeds the budget on the first rows, in the worse form."""
+    if budget.metric == "top1" and judged.labels is None:
+        raise UsageError("--budget top1 needs labels of the held-out samples; see --labels")
+    score = score_from_name(budget.metric) if ":" in budget.metric else None
+
+    def excess(placement: Placement, rows: int) -> float:
+        few = Judged(part=judged.part.first(rows), labels=judged.labels)
+        worst = -math.inf
+        for form in FORMS:
+            quantized = best.quantized(form, placement)
+            accuracy = judge(
+                model, quantized, few, placement=placement, int8_mac_percent=0.0,
+                exact=form == "tensorrt", progress=lambda *_: None,
+            )  # fmt: skip
+            value = None
+            if score is not None:
+                value = mean_score(score, model, quantized, few.part, judged.labels)
+            worst = max(worst, budget.excess(accuracy, value))
+        return worst
+
+    return excess
 
 
 def _split(reader: Reader, samples: Samples) -> tuple[Part, Part]:

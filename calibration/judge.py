@@ -28,6 +28,11 @@ class Judged:
     part: Part
     labels: Labels | None = None
 
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.part.rows
+
 
 def sqnr_by_method(
     model: onnx.ModelProto,

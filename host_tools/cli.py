@@ -194,9 +194,10 @@ def calibrate(model: Path, budget: str | None, as_json: bool, **options: Any) ->
     kept = [name for name, reason in table.kept_float.items() if reason == REASON]
     if budget is not None:
         few = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")
-        count = len(table.sensitivity_db)
         click.echo(
-            f"budget {budget}: {len(kept)} of {count} nodes stay float" + f" ({few})" * bool(kept)
+            f"budget {budget}: {len(kept)} of {len(table.sensitivity_db)} nodes stay float ({few})"
+            if kept
+            else f"budget {budget}: kept with every node in int8"
         )
     click.echo(f"wrote both and {table_path(path)}")
 

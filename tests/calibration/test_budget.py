@@ -149,7 +149,7 @@ def test_calibrate_keeps_the_budget_on_the_held_out_samples(
     )
     kept = [n for n, why in result.kept_float.items() if "budget" in why]
     assert len(kept) in counts
-    assert set(result.sensitivity_db) == {"conv1", "conv2"}
+    assert set(result.sensitivity_db) == ({"conv1", "conv2"} if kept else set())
     if kept:
         assert kept == [min(result.sensitivity_db, key=lambda n: result.sensitivity_db[n])]
     if budget.metric == "sqnr":
