@@ -16,7 +16,7 @@ with a weight scale of its own, so all range can move into it: a = 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,25 +58,42 @@ class _Site:
     source: onnx.NodeProto | None
 
 
+def channel_ranges(
+    model: onnx.ModelProto, placement: Placement, batches: Iterable[Feeds]
+) -> dict[str, Channels]:
+    """Return the largest magnitude of every channel, by tensor whose channels can be moved.
+
+    Of each batch, and then the median: one strange sample must not decide.
+    """
+    sites = _sites(model, placement)
+    if not sites:
+        return {}
+    runner = Runner(with_outputs(model, [site.tensor for site in sites]))
+    seen: dict[str, list[Channels]] = {site.tensor: [] for site in sites}
+    for feeds in batches:
+        values = runner.run(feeds)
+        for site in sites:
+            value = np.moveaxis(values[site.tensor], site.axis, -1)
+            found = np.abs(value.reshape(-1, value.shape[-1])).max(axis=0).astype(np.float32)
+            seen[site.tensor].append(found)
+    return {tensor: np.median(found, axis=0) for tensor, found in seen.items()}
+
+
 def equalized(
     model: onnx.ModelProto,
     placement: Placement,
-    batches: Iterable[Feeds],
+    ranges: Mapping[str, Channels],
     migration: float = MIGRATIONS[0],
 ) -> onnx.ModelProto | None:
     """Return a model of the same function with equalized channels, None if there are none to move.
 
-    batches: a few samples, for the largest magnitude of every channel. migration: a in the formula.
+    ranges: as `channel_ranges` gives them. migration: a in the formula.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    sites = _sites(copy, placement)
-    if not sites:
-        return None
-    seen = _channel_amax(model, sites, batches)
     index, changed = GraphIndex.of(copy.graph), False
-    for site in sites:
-        factors = _factors(site, seen[site.tensor], index, migration)
+    for site in _sites(copy, placement):
+        factors = _factors(site, ranges[site.tensor], index, migration)
         if np.allclose(factors, 1.0, rtol=1e-3):
             continue
         _divide(copy.graph, site, factors, index)
@@ -152,21 +169,6 @@ def _source(
     if node.op_type == "LayerNormalization" and not is_conv and len(node.output) == 1:
         return node if all(weights[1:]) and attribute(node, "axis", -1) == -1 else None
     return None
-
-
-def _channel_amax(
-    model: onnx.ModelProto, sites: list[_Site], batches: Iterable[Feeds]
-) -> dict[str, Channels]:
-    runner = Runner(with_outputs(model, [site.tensor for site in sites]))
-    seen: dict[str, list[Channels]] = {site.tensor: [] for site in sites}
-    for feeds in batches:
-        values = runner.run(feeds)
-        for site in sites:
-            value = np.moveaxis(values[site.tensor], site.axis, -1)
-            found = np.abs(value.reshape(-1, value.shape[-1])).max(axis=0).astype(np.float32)
-            seen[site.tensor].append(found)
-    # The median of the batches: one strange sample must not decide.
-    return {tensor: np.median(found, axis=0) for tensor, found in seen.items()}
 
 
 def _factors(site: _Site, amax: Channels, index: GraphIndex, migration: float) -> Channels:

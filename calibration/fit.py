@@ -16,7 +16,7 @@ import onnx
 
 from calibration.bias import bias_corrected, mean_errors
 from calibration.collect import observe
-from calibration.equalize import MIGRATIONS, equalized
+from calibration.equalize import MIGRATIONS, channel_ranges, equalized
 from calibration.errors import CalibrationError
 from calibration.judge import Progress, sqnr_by_method
 from calibration.methods import METHODS
@@ -32,7 +32,8 @@ DEAD = "input is always zero"
 SMALLEST_GAIN_DB = 0.1
 # A method that fits whatever the tails of equalized channels look like.
 TAILED = "percentile-99.999"
-TRIED_ROWS = 128
+TRIED_ROWS = 96
+CORRECTED_ROWS = 128
 BATCHES = 16  # of the ranges' samples, for channel ranges and mean errors
 
 Form = Callable[[onnx.ModelProto, Placement, Mapping[str, float]], onnx.ModelProto]
@@ -100,7 +101,7 @@ def fit(
                 "as it is": functools.partial(best.quantized, form),
                 "corrected": functools.partial(corrected.quantized, form),
             },
-            selection,
+            selection.first(CORRECTED_ROWS),
             progress,
             exact=form == "tensorrt",
         )
@@ -122,10 +123,10 @@ def _equalized(
         tried = _plain(model, candidate, few_ranges, few, methods, keep_float, lambda *_: None)
         return max(tried.sqnr_db.values())
 
+    channels = channel_ranges(model, best.placement, itertools.islice(ranges, BATCHES))
     scores = {}
     for migration in MIGRATIONS:
-        batches = itertools.islice(ranges, BATCHES)
-        candidate = equalized(model, best.placement, batches, migration)
+        candidate = equalized(model, best.placement, channels, migration)
         if candidate is None:
             return None
         scores[migration] = score(candidate), candidate

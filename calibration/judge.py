@@ -15,10 +15,11 @@ from calibration.parts import Part, row_count
 from calibration.placement import HEAD, Placement
 from calibration.runtime import Runner
 from edge.manifest import Accuracy
-from edge.spec import AnyArray
+from edge.spec import AnyArray, Feeds
 
 Labels = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
+KEPT_ANSWER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +47,12 @@ def sqnr_by_method(
 
     Rivals are built and opened one after another: memory does not grow with their number.
     """
-    reference = Runner(model)
+    answers = _Answers(Runner(model))
     scores = {}
     for position, (name, build) in enumerate(rivals.items()):
-        rival, compared, done = Runner(build(), exact=exact), _comparisons(reference), 0
-        for feeds in part:
-            wanted, got = reference.run(feeds), rival.run(feeds)
+        rival, compared, done = Runner(build(), exact=exact), _comparisons(answers.runner), 0
+        for number, feeds in enumerate(part):
+            wanted, got = answers.of(number, feeds), rival.run(feeds)
             rows = row_count(feeds)
             for output, comparison in _floats(compared, wanted).items():
                 comparison.update(got[output], wanted[output], rows)
@@ -59,6 +60,26 @@ def sqnr_by_method(
             progress("methods", position * part.rows + done, len(rivals) * part.rows)
         scores[name] = min(c.sqnr_db for c in compared.values() if c.rows)
     return scores
+
+
+class _Answers:
+    """A model's answers to the batches of a part, kept for the next rival while they are small."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self._kept: dict[int, dict[str, AnyArray]] = {}
+        self._free = KEPT_ANSWER_BYTES
+
+    def of(self, number: int, feeds: Feeds) -> dict[str, AnyArray]:
+        """Return the outputs for batch `number`."""
+        if number in self._kept:
+            return self._kept[number]
+        values = self.runner.run(feeds)
+        size = sum(value.nbytes for value in values.values())
+        if size <= self._free:
+            self._free -= size
+            self._kept[number] = values
+        return values
 
 
 def judge(

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.bias import bias_corrected, mean_errors
-from calibration.equalize import LARGEST_FACTOR, equalized
+from calibration.equalize import LARGEST_FACTOR, channel_ranges, equalized
 from calibration.graph import prepared
 from calibration.placement import place
 from calibration.qdq import quantize
@@ -82,6 +82,11 @@ def feeds_of(x: np.ndarray) -> dict[str, np.ndarray]:
     return {"x": x.astype(np.float32)}
 
 
+def equalized_on(model: onnx.ModelProto, batches: list) -> onnx.ModelProto | None:
+    placement = place(model)
+    return equalized(model, placement, channel_ranges(model, placement, batches))
+
+
 def sqnr(model: onnx.ModelProto, reference: onnx.ModelProto, x: np.ndarray) -> float:
     """Min-max calibration of a model on x, and the SQNR to the reference on it."""
     placement, feeds = place(model), feeds_of(x)
@@ -95,7 +100,7 @@ def sqnr(model: onnx.ModelProto, reference: onnx.ModelProto, x: np.ndarray) -> f
 @pytest.mark.parametrize("name", NETS)
 def test_an_equalized_model_computes_the_same_and_loses_less_in_int8(name: str) -> None:
     model, x = NETS[name]
-    changed = equalized(model, place(model), [feeds_of(x)])
+    changed = equalized_on(model, [feeds_of(x)])
     assert changed is not None
     wanted = Runner(model).run(feeds_of(x))["y"]
     got = Runner(changed).run(feeds_of(x))["y"]
@@ -108,14 +113,14 @@ def test_a_mul_is_inserted_only_where_nothing_can_take_the_division(
     name: str, inserted: int
 ) -> None:
     model, x = NETS[name]
-    changed = equalized(model, place(model), [feeds_of(x)])
+    changed = equalized_on(model, [feeds_of(x)])
     before, after = (sum(n.op_type == "Mul" for n in m.graph.node) for m in (model, changed))
     assert after - before == inserted
 
 
 def test_the_channels_of_a_depthwise_input_become_equal() -> None:
     model, x = NETS["conv"]
-    changed = equalized(model, place(model), [feeds_of(x)])
+    changed = equalized_on(model, [feeds_of(x)])
     for graph, largest_ratio in ((model, 100.0), (changed, LARGEST_FACTOR / 10)):
         activation = place(graph).quantized[1].activation
         seen = run_exposing(graph, feeds_of(x), [activation])[activation]
@@ -128,7 +133,7 @@ def test_one_strange_batch_does_not_decide() -> None:
     batches = [feeds_of(rows) for rows in np.split(x, 8)]
     strange = {"x": batches[3]["x"] * np.float32(1000)}
     spoiled = [*batches[:3], strange, *batches[4:]]
-    clean, other = (equalized(model, place(model), b) for b in (batches, spoiled))
+    clean, other = (equalized_on(model, b) for b in (batches, spoiled))
     assert sqnr(other, model, x) > sqnr(clean, model, x) - 1
 
 
@@ -137,7 +142,7 @@ def test_a_model_with_nothing_to_move_is_left_alone() -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], name="a")]
     nodes += [helper.make_node("Mul", ["m", "m"], ["y"])]
     model = model_of(nodes, ["n", 8], [constant(rng, "w", 8, 8)])
-    assert equalized(model, place(model), [feeds_of(rng.normal(size=(4, 8)))]) is None
+    assert equalized_on(model, [feeds_of(rng.normal(size=(4, 8)))]) is None
 
 
 def test_errors_are_the_means_that_torch_would_measure_with_each_one_taken_out_in_turn() -> None:
