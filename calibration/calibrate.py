@@ -17,6 +17,7 @@ import onnx
 
 from calibration.budget import REASON, Budget, mean_score, score_from_name, search
 from calibration.collect import float_tensors, observe
+from calibration.cost import Cost, predicted_cost
 from calibration.errors import CalibrationError, GateError
 from calibration.fit import FORMS, Fit, fit
 from calibration.graph import int8_mac_percent, macs_by_node, prepared
@@ -89,6 +90,7 @@ class Calibrated:
     amax: dict[str, float]
     sqnr_db: dict[str, float]
     gains_db: dict[str, float]
+    cost: Cost
     kept_float: dict[str, str]
     sensitivity_db: dict[str, float]
     worst: tuple[LayerView, ...]
@@ -149,6 +151,7 @@ def calibrate(
         placement = _within(budget, model, best, sensitivities, judged, progress)
     tensorrt, ort = (best.quantized(form, placement) for form in FORMS)
     shares = {"tensorrt": int8_mac_percent(tensorrt, macs), "ort": integer_mac_percent(ort, macs)}
+    cost = predicted_cost(model, {node.name for node in placement.quantized}, macs)
     judge_form = functools.partial(
         judge, model, judged=judged, placement=placement, progress=progress
     )
@@ -165,6 +168,7 @@ def calibrate(
         amax=best.amax,
         sqnr_db={name: round(score, 2) for name, score in best.sqnr_db.items()},
         gains_db=best.gains_db,
+        cost=cost,
         kept_float=placement.kept_float,
         sensitivity_db={name: round(db, 2) for name, db in sensitivities.items()},
         worst=_worst(best, sensitivities),

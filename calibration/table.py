@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from calibration.cost import Cost
 from calibration.errors import CalibrationError, GraphError
 from edge.errors import UsageError
 from edge.files import atomic_write, read_capped, sha256_of
@@ -30,7 +31,8 @@ class CalibrationTable:
 
     amax: clipping range per activation tensor; its int8 scale is amax / 127, uint8 amax / 255.
     sqnr_db: signal to quantization noise of the outputs per method that was tried. gains_db: what
-    equalized channels and corrected biases brought, where they were kept.
+    equalized channels and corrected biases brought, where they were kept. cost: predicted, of one
+    run with a batch of the samples.
     kept_float: compute node to the reason why it is not int8. sensitivity_db: SQNR of the outputs
     with a node alone in int8, where a budget asked for it.
     model_sha256: the float model that was calibrated.
@@ -45,6 +47,7 @@ class CalibrationTable:
     amax: dict[str, float]
     sqnr_db: dict[str, float]
     gains_db: dict[str, float]
+    cost: Cost
     kept_float: dict[str, str]
     sensitivity_db: dict[str, float]
     tensorrt: QuantizedFile

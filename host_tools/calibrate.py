@@ -117,6 +117,7 @@ def calibrate_file(
         amax=result.amax,
         sqnr_db=result.sqnr_db,
         gains_db=result.gains_db,
+        cost=result.cost,
         kept_float=result.kept_float,
         sensitivity_db=result.sensitivity_db,
         tensorrt=QuantizedFile(sha256=sha256_of(out)[0], accuracy=result.tensorrt.accuracy),

@@ -166,7 +166,7 @@ def calibrate(model: Path, budget: str | None, as_json: bool, **options: Any) ->
     from calibration.gate import Gate
     from calibration.table import ort_path, table_path
     from host_tools.calibrate import CalibrateRequest, calibrate_file
-    from host_tools.describe import accuracy_lines
+    from host_tools.describe import accuracy_lines, cost_line
 
     gate = Gate(
         max_top1_drop=options.pop("max_top1_drop"),
@@ -191,6 +191,7 @@ def calibrate(model: Path, budget: str | None, as_json: bool, **options: Any) ->
         click.echo(f"{file}, int8 {form}, against fp32:")
         for line in accuracy_lines(accuracy):
             click.echo(line)
+    click.echo(cost_line(table.cost))
     kept = [name for name, reason in table.kept_float.items() if reason == REASON]
     if budget is not None:
         few = ", ".join(kept[:5]) + (", ..." if len(kept) > 5 else "")

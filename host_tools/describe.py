@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from calibration.cost import Cost
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from edge.devices import Device
 from edge.errors import UsageError
@@ -153,3 +154,11 @@ def _size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} GB"
+
+
+def cost_line(cost: Cost) -> str:
+    """Return what int8 should save, in a line."""
+    return (
+        f"predicted, against fp16: {100 * cost.compute:.0f} % of the arithmetic's time, "
+        f"{100 * cost.traffic:.0f} % of the weights' bytes"
+    )

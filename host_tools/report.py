@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from calibration.calibrate import Calibrated, LayerView
-from host_tools.describe import accuracy_rows
+from host_tools.describe import accuracy_rows, cost_line
 
 BAR_WIDTH, BAR_HEIGHT = 420, 18
 PLOT_WIDTH, PLOT_HEIGHT = 320, 110
@@ -39,6 +39,7 @@ figcaption { font-size: .85rem; max-width: {{ plot_width }}px; overflow-wrap: an
 {% for name, left, right in accuracy %}
 <tr><td>{{ name }}</td><td>{{ left }}</td><td>{{ right }}</td></tr>
 {% endfor %}</table>
+<p>{{ cost }}</p>
 
 <h2>Methods, by signal-to-quantization-noise ratio of the outputs</h2>
 <svg role="img" aria-label="SQNR by method" width="{{ bar_width + 230 }}"
@@ -93,6 +94,7 @@ def report_from(result: Calibrated, model: Path) -> str:
             _bar(name, db, result.sensitivity_db, "float" if name in floats else "bar")
             for name, db in layers
         ],
+        cost=cost_line(result.cost),
         floats=len(floats),
         plots=[_plot(view) for view in result.worst],
         bar_width=BAR_WIDTH,
