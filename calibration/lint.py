@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 
 from calibration.graph import GraphIndex, prepared
 from calibration.model_file import opset_of
+from calibration.placement import FEW_CHANNELS, has_few_channels
 
 LintTarget = Literal["any", "jetpack5", "jetpack6", "jetpack7", "rtx"]
 Level = Literal["error", "warning"]
@@ -31,7 +32,6 @@ _FLOAT_BY_NATURE = frozenset(
     {"InstanceNormalization", "LayerNormalization", "LogSoftmax", "Softmax"}
 )
 _WIDE = ("jetpack5", "jetpack6", "any")  # targets that may run TensorRT 8
-_FEW_CHANNELS = 16
 _TYPE_NAME = {v: k for k, v in TensorProto.DataType.items()}
 
 
@@ -266,13 +266,12 @@ def _few_channels(graph: _Graph) -> Iterator[Finding]:
             continue
         quantize = graph.index.producers.get(pair.input[0])
         weight = graph.index.weights.get(quantize.input[0] if quantize else pair.input[0])
-        groups = next((int(a.i) for a in node.attribute if a.name == "group"), 1)
-        if weight is not None and groups == 1 and 3 < weight.dims[1] < _FEW_CHANNELS:
+        if weight is not None and has_few_channels(node, tuple(weight.dims)):
             yield _warning(
                 "few-channels",
                 node.name,
-                f"int8 kernels work on {_FEW_CHANNELS} and more channels, this layer reads "
-                f"{weight.dims[1]}; keep it in float if int8 is not faster",
+                f"int8 kernels work on {FEW_CHANNELS} and more channels, this layer's weight is "
+                f"{'x'.join(map(str, weight.dims))}; keep it in float if int8 is not faster",
             )
 
 

@@ -1,8 +1,9 @@
 """Which nodes become int8, and which tensors must therefore be observed.
 
 Quantized: Conv, ConvTranspose, Gemm and MatMul with a constant float weight. Everything else
-stays float: softmax, normalisation, activations, products of two activations, and the head, the
-last product before the output, where an error reaches the answer unweakened.
+stays float: softmax, normalisation, activations, products of two activations, layers with too few
+channels for int8 kernels, and the head, the last product before the output, where an error reaches
+the answer unweakened.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from calibration.graph import GraphIndex, attribute, compute_nodes
 from edge.errors import UsageError
 
 HEAD = "head"
+SMALL = "too few channels for int8 kernels"
+FEW_CHANNELS = 16
+_IMAGE_CHANNELS = 3  # the first convolution has kernels of its own
+_CHANNEL_STEP = 8
 # What may stand between the head and the output; with a second input only if it is a constant.
 _HEAD_TRANSPARENT = frozenset(
     {
@@ -103,6 +108,8 @@ def place(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
             kept[node.name] = _float_reason(node, index)
         elif node.name in heads:
             kept[node.name] = HEAD
+        elif has_few_channels(node, tuple(index.weights[node.input[1]].dims)):
+            kept[node.name] = SMALL
         elif any(fnmatchcase(node.name, pattern) for pattern in keep_float):
             kept[node.name] = "asked for"
         else:
@@ -198,6 +205,26 @@ def _candidate(node: onnx.NodeProto, index: GraphIndex) -> QuantizedNode | None:
     return QuantizedNode(
         name=node.name, activation=node.input[0], weight=node.input[1], channel_axis=axis
     )
+
+
+def has_few_channels(node: onnx.NodeProto, dims: tuple[int, ...]) -> bool:
+    """Whether int8 would be slower: tensor cores work on 16 and more channels at a time.
+
+    dims: of the weight. A square Conv on a multiple of 8 has kernels too, and so has one that
+    reads an image. A product of single rows (GEMV) shows in its run alone.
+    """
+    if node.op_type in {"MatMul", "Gemm"}:
+        return bool(min(dims) < FEW_CHANNELS)
+    if attribute(node, "group", 1) > 1:
+        return False
+    is_square = len(set(dims[2:])) == 1
+
+    def is_few(channels: int) -> bool:
+        fits = channels % _CHANNEL_STEP == 0 and is_square
+        return channels < FEW_CHANNELS and not fits
+
+    read, written = (dims[0], dims[1]) if node.op_type == "ConvTranspose" else (dims[1], dims[0])
+    return is_few(written) or (read > _IMAGE_CHANNELS and is_few(read))
 
 
 def _float_reason(node: onnx.NodeProto, index: GraphIndex) -> str:

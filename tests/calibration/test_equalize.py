@@ -141,8 +141,8 @@ def test_a_model_with_nothing_to_move_is_left_alone() -> None:
     rng = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], name="a")]
     nodes += [helper.make_node("Mul", ["m", "m"], ["y"])]
-    model = model_of(nodes, ["n", 8], [constant(rng, "w", 8, 8)])
-    assert equalized_on(model, [feeds_of(rng.normal(size=(4, 8)))]) is None
+    model = model_of(nodes, ["n", 16], [constant(rng, "w", 16, 16)])
+    assert equalized_on(model, [feeds_of(rng.normal(size=(4, 16)))]) is None
 
 
 def test_errors_are_the_means_that_torch_would_measure_with_each_one_taken_out_in_turn() -> None:
@@ -193,7 +193,7 @@ def test_the_bias_behind_a_product_is_corrected(opset: int) -> None:
         helper.make_node("Add", ["m", "b"], ["s"], name="bias"),
         helper.make_node("Mul", ["s", "s"], ["y"], name="square"),
     ]
-    shapes = ("w", (16, 8)), ("b", (8,))
+    shapes = ("w", (16, 24)), ("b", (24,))
     weights = [constant(rng, name, *shape) for name, shape in shapes]
     model = model_of(nodes, ["n", 4, 16], weights, opset)
     placement = place(model)

@@ -8,6 +8,7 @@ import pytest
 from onnx.external_data_helper import set_external_data
 
 from edge.errors import BackendUnavailableError, InferenceError, ModelError
+from edge.onnxruntime_library import preload_cuda
 from edge.ort_session import OrtSession
 from edge.session import Session
 from edge.spec import NUMPY_FROM_DATATYPE, Datatype, Profile, ShapeRange, TensorSpec
@@ -121,3 +122,20 @@ def test_a_missing_onnxruntime_names_the_extra(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendUnavailableError, match=r"edge-kit\[ort\]"):
         open_affine(tmp_path / "any.onnx")
+
+
+def test_cuda_libraries_of_pip_are_loaded_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class NewRuntime:
+        calls = 0
+
+        @classmethod
+        def preload_dlls(cls) -> None:
+            cls.calls += 1
+            print("Failed to load /nowhere/libcudnn.so.9")  # noqa: T201
+
+    preload_cuda(NewRuntime)
+    preload_cuda(object())  # before 1.21 there is nothing to call
+    assert NewRuntime.calls == 1
+    assert capfd.readouterr() == ("", "")
