@@ -70,8 +70,9 @@ class Observer:
         """Take in one batch; raises CalibrationError for NaN or infinity in it."""
         if values.size == 0:
             return
-        batch = float(max(values.max(), -values.min()))
-        if not math.isfinite(batch) or np.isnan(values.sum(dtype=np.float64)):
+        magnitude = np.abs(values.reshape(-1), dtype=np.float32)
+        batch = float(magnitude.max())  # NaN if there is one
+        if not math.isfinite(batch):
             raise CalibrationError(
                 f"tensor {self.name!r} is not finite on a calibration sample; remove the samples "
                 "that hold NaN or infinity, or check the preprocessing"
@@ -84,10 +85,10 @@ class Observer:
             self._zeros += values.size
             return
         self._reach(batch)
-        magnitude = np.abs(values.reshape(-1), dtype=np.float32)
         magnitude *= np.float32(1.0 / self.width)
-        np.minimum(magnitude, np.float32(_BINS - 1), out=magnitude)
-        self._counts += np.bincount(magnitude.astype(np.int32), minlength=_BINS)
+        counts = np.bincount(magnitude.astype(np.intp), minlength=_BINS)
+        self._counts += counts[:_BINS]
+        self._counts[-1] += counts[_BINS:].sum()  # a value on the edge of the last bin
 
     def merge(self, other: Observer) -> None:
         """Take in what another observer of this tensor saw, after what this one saw."""
