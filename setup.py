@@ -17,6 +17,7 @@ CORE = [
     "flask>=3.0",
     "msgspec>=0.18",
     "numpy>=1.24",
+    "pillow>=10",
     "prometheus-client>=0.20",
     "psutil>=5.9",
     "securesystemslib>=1.1",

@@ -126,7 +126,6 @@ def calibrate(
     reader = reader_for(model, batch)
     ranges, selection = _split(reader, samples)
     judged = _judged(reader, selection, held_out, labels)
-    macs = macs_by_node(model, next(iter(ranges)))
     best = fit(
         model,
         ranges,
@@ -136,6 +135,7 @@ def calibrate(
         improve=improve,
         progress=progress,
     )
+    macs = macs_by_node(model, next(iter(ranges)))
     sensitivities: dict[str, float] = {}
     placement = best.placement
     is_kept = budget is None or _excess(budget, model, best, judged)(placement, judged.rows) <= 0

@@ -1,13 +1,21 @@
-"""What every tensor held, over all samples: as many tensors a pass as memory allows."""
+"""What every tensor held, over all samples: as many tensors a pass as memory allows.
+
+Batches are independent, so they run next to each other, each on a core of its own, and what
+their observers saw is merged in the order of the samples: the result does not depend on timing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+import os
+from collections.abc import Mapping, Sequence
 
 import onnx
 
 from calibration.judge import Progress
 from calibration.observers import Observer
+from calibration.parallel import in_order
 from calibration.parts import Part, row_count
 from calibration.runtime import Runner, with_outputs
 from edge.spec import Feeds
@@ -29,18 +37,28 @@ def observe(
     pass_bytes: more tensors than fit are observed in further passes over the samples.
     Raises CalibrationError for values that are not finite.
     """
-    groups = _groups(model, tensors, part, pass_bytes)
+    sizes = _batch_bytes(model, tensors, part)
+    groups = _groups(sizes, pass_bytes)
+    cores = os.cpu_count() or 1
+    workers = max(1, min(cores, pass_bytes // max(1, sum(sizes.values()))))
     observers = {name: Observer(name) for name in tensors}
     done = 0
     for group in groups:
-        runner = Runner(with_outputs(model, group))
-        for feeds in part:
-            values = {**feeds, **runner.run(feeds)}
+        runner = Runner(with_outputs(model, group), threads=max(1, cores // workers))
+        for rows, seen in in_order(functools.partial(_seen, runner, group), part, workers):
             for name in group:
-                observers[name].update(values[name])
-            done += row_count(feeds)
+                observers[name].merge(seen[name])
+            done += rows
             progress("ranges", done, len(groups) * part.rows)
     return observers
+
+
+def _seen(runner: Runner, group: Sequence[str], feeds: Feeds) -> tuple[int, dict[str, Observer]]:
+    """Return the number of rows of a batch, and what each tensor held."""
+    values, seen = {**feeds, **runner.run(feeds)}, {name: Observer(name) for name in group}
+    for name, observer in seen.items():
+        observer.update(values[name])
+    return row_count(feeds), seen
 
 
 def float_tensors(model: onnx.ModelProto, part: Part) -> tuple[str, ...]:
@@ -51,20 +69,22 @@ def float_tensors(model: onnx.ModelProto, part: Part) -> tuple[str, ...]:
     return tuple(name for name, value in values.items() if value.dtype.kind == "f")
 
 
-def _groups(
-    model: onnx.ModelProto, tensors: Sequence[str], part: Part, pass_bytes: int
-) -> list[tuple[str, ...]]:
-    """Split tensors so that a batch of each group takes no more than pass_bytes, one at least."""
+def _batch_bytes(model: onnx.ModelProto, tensors: Sequence[str], part: Part) -> dict[str, int]:
+    """Return the size of each tensor for a whole batch, judged by the smallest one."""
     feeds = _few(part)
-    values = {**feeds, **Runner(with_outputs(model, tuple(tensors))).run(feeds)}
+    values = {**feeds, **Runner(with_outputs(model, tensors)).run(feeds)}
     scale = part.reader.batch / row_count(feeds)
+    return {name: math.ceil(scale * values[name].nbytes) for name in tensors}
+
+
+def _groups(sizes: Mapping[str, int], pass_bytes: int) -> list[tuple[str, ...]]:
+    """Split tensors so that a batch of each group takes no more than pass_bytes, one at least."""
     groups: list[list[str]] = [[]]
-    used = 0.0
-    for name in tensors:
-        size = scale * values[name].nbytes
+    used = 0
+    for name, size in sizes.items():
         if groups[-1] and used + size > pass_bytes:
             groups.append([])
-            used = 0.0
+            used = 0
         groups[-1].append(name)
         used += size
     return [tuple(group) for group in groups]

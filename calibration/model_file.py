@@ -17,11 +17,13 @@ from onnx import TensorProto
 from calibration.errors import GraphError
 from edge.errors import UsageError
 from edge.files import atomic_write
+from edge.images import ImagePreprocessing, problem_with
 from edge.manifest import Provenance
 from edge.spec import Datatype, Dim, Profile, ShapeRange, TensorSpec
 
 PROFILE_KEY = "edge_kit.profile"
 PROVENANCE_KEY = "edge_kit.provenance"
+IMAGE_KEY = "edge_kit.image"
 MAX_ONE_FILE_BYTES = 2_000_000_000
 
 _DATATYPE_FROM_ONNX: dict[int, Datatype] = {
@@ -107,15 +109,37 @@ def provenance_from_model(model: onnx.ModelProto) -> Provenance:
     return Provenance(source="onnx", opset=opset_of(model), exporter=tool or "unknown", tools={})
 
 
+def image_from_model(model: onnx.ModelProto) -> ImagePreprocessing | None:
+    """Return how images become the model's input, if its export said so.
+
+    Raises GraphError for steps that do not fit the graph.
+    """
+    steps = _metadata(model, IMAGE_KEY, ImagePreprocessing)
+    if steps is not None:
+        problem = problem_with(steps, specs_from_model(model)[0], profile_from_model(model))
+        if problem is not None:
+            raise GraphError(f"metadata {IMAGE_KEY}: {problem}; export again")
+    return steps
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the default operator set."""
     return next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0)
 
 
-def set_facts(model: onnx.ModelProto, profile: Profile, provenance: Provenance) -> None:
-    """Write Profile and Provenance into the model's metadata, replacing earlier ones."""
-    kept = [p for p in model.metadata_props if p.key not in {PROFILE_KEY, PROVENANCE_KEY}]
-    facts = {PROFILE_KEY: profile, PROVENANCE_KEY: provenance}
+def set_facts(
+    model: onnx.ModelProto,
+    profile: Profile,
+    provenance: Provenance,
+    image: ImagePreprocessing | None = None,
+) -> None:
+    """Write the facts into the model's metadata, replacing earlier ones; see `edge.images`."""
+    facts: dict[str, object] = {PROFILE_KEY: profile, PROVENANCE_KEY: provenance}
+    if image is not None:
+        facts[IMAGE_KEY] = image
+    kept = [
+        p for p in model.metadata_props if p.key not in {PROFILE_KEY, PROVENANCE_KEY, IMAGE_KEY}
+    ]
     added = [
         onnx.StringStringEntryProto(key=key, value=msgspec.json.encode(value).decode())
         for key, value in facts.items()

@@ -1,6 +1,6 @@
-"""The HTTP surface as a Flask app: Open Inference Protocol v2, /metrics and /telemetry.
+"""The HTTP surface as a Flask app: Open Inference Protocol v2, /predict, /metrics and /telemetry.
 
-Every answer under /v2 is JSON, and every answer that is not 200 is `{"error": "..."}`.
+Every answer under /v2 and /predict is JSON, and every answer that is not 200 is `{"error": "..."}`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from edge import __version__, oip
 from edge.errors import BodyTooLargeError, EdgeError, QueueFullError, UnsupportedEncodingError
 from edge.manifest import Model
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
-from edge.serving import Serving
+from edge.predict import ImageRequests
+from edge.serving import ServedModel, Serving
 from edge.spec import TensorSpec, check_feeds, check_tensor
 from edge.telemetry import report_from_serving
 
@@ -66,6 +67,7 @@ def create_app(
     app.url_map.merge_slashes = False
     _register_errors(app, max_body_bytes)
     places = threading.BoundedSemaphore(max_requests)
+    images = ImageRequests()
 
     @app.after_request
     def count(response: Response) -> Response:
@@ -106,11 +108,17 @@ def create_app(
         return _error(503, f"model {name!r} is not ready: {serving.condition}", ready=False)
 
     def infer(name: str, version: str | None = None) -> Response:
+        return answered(serving.served_model(name, version), _parse)
+
+    def predict(name: str) -> Response:
+        parse = functools.partial(images.parse, request, timeout_s=request_timeout_s)
+        return answered(serving.served_model(name, None), parse)
+
+    def answered(served: ServedModel, parse: Callable[[Model], oip.InferRequest]) -> Response:
         started = clock()
-        served = serving.served_model(name, version)
         try:
             with _place(places, max_requests):
-                parsed = _parse(served.model)
+                parsed = parse(served.model)
                 answer = served.worker.infer(parsed.feeds, deadline=started + request_timeout_s)
                 encoded = oip.encode_infer(
                     answer.outputs,
@@ -147,6 +155,7 @@ def create_app(
     app.add_url_rule("/v2/", view_func=server_metadata, methods=["GET"])
     for rule in ("/v2/models/<name>/infer", "/v2/models/<name>/versions/<version>/infer"):
         app.add_url_rule(rule, view_func=infer, methods=["POST"])
+    app.add_url_rule("/predict/<name>", view_func=predict, methods=["POST"])
     return app
 
 

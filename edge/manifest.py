@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge.errors import BundleError
+from edge.images import ImagePreprocessing, problem_with
 from edge.spec import Datatype, Profile, TensorSpec
 
 SCHEMA_VERSION = 1
@@ -171,7 +172,10 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """One served model: its interface, its variants, and the evidence for them."""
+    """One served model: its interface, its variants, and the evidence for them.
+
+    image: how an encoded image becomes the model's input, if it may be fed so.
+    """
 
     name: str
     version: str
@@ -183,6 +187,7 @@ class Model:
     golden: Golden
     accuracy: Accuracy | None = None
     calibration: Calibration | None = None
+    image: ImagePreprocessing | None = None
     provenance: Provenance
 
 
@@ -284,6 +289,9 @@ def _check_interface(model: Model) -> None:
         _require({len(shape) for shape in sizes} == {ranks[name]}, f"profile rank of {name!r}")
         ordered = all(0 <= a <= b <= c <= MAX_COUNT for a, b, c in zip(*sizes, strict=True))
         _require(ordered, f"profile of {name!r} is not min <= opt <= max")
+    if model.image is not None:
+        problem = problem_with(model.image, model.inputs, model.profile)
+        _require(problem is None, f"model {model.name!r}: image: {problem}")
 
 
 def _check_variants(model: Model, paths: set[str]) -> None:

@@ -149,10 +149,7 @@ def _feeds(options: BuildOptions, source: onnx.ModelProto) -> tuple[Feeds, ...]:
     """Return real samples, or random ones: enough to see whether an engine computes at all."""
     profile = profile_from_model(source)
     if options.golden is not None:
-        inputs, _ = specs_from_model(source)
-        samples = samples_at(
-            options.golden, inputs=inputs, profile=profile, tokenizer=options.tokenizer
-        )
+        samples = samples_at(options.golden, source, tokenizer=options.tokenizer)
         return golden_feeds(samples, profile)
     draw = draw_from_file(source)
     return (draw(np.random.default_rng(SEED), {n: r.opt for n, r in profile.ranges.items()}),)

@@ -16,8 +16,9 @@ from calibration.calibrate import (
 )
 from calibration.errors import GateError
 from calibration.gate import Gate, gate_problems
-from calibration.model_file import load_model, profile_from_model, save_model, specs_from_model
-from calibration.samples import IteratedSamples, NpzSamples, read_labels
+from calibration.image_samples import ImageSamples
+from calibration.model_file import load_model, save_model
+from calibration.samples import NpzSamples, read_labels
 from calibration.table import (
     CalibrationTable,
     QuantizedFile,
@@ -66,12 +67,7 @@ def calibrate_file(
     _check_out(out, request)
     model = load_model(request.model)
     model_sha256 = sha256_of(request.model, follow_links=True)[0]
-    inputs, profile = specs_from_model(model)[0], profile_from_model(model)
-
-    def read(path: Path) -> NpzSamples | TextSamples | IteratedSamples:
-        return samples_at(path, inputs=inputs, profile=profile, tokenizer=request.tokenizer)
-
-    samples = read(request.data)
+    samples = samples_at(request.data, model, tokenizer=request.tokenizer)
     data_sha256 = samples.sha256
     if samples.count < ADVISED_SAMPLES:
         say(f"warning: {samples.count} samples; {ADVISED_SAMPLES:,} or more are advised")
@@ -81,9 +77,11 @@ def calibrate_file(
             say(line)
         for warning in coverage.warnings():
             say(f"warning: {warning}")
-    judged = samples if request.held_out is None else read(request.held_out)
+    judged = samples
+    if request.held_out is not None:
+        judged = samples_at(request.held_out, model, tokenizer=request.tokenizer)
     labels = None if request.labels is None else read_labels(request.labels)
-    if labels is None and isinstance(judged, NpzSamples):
+    if labels is None and isinstance(judged, NpzSamples | ImageSamples):
         labels = judged.labels()
     with progress_bar() as progress:
         result = calibrate(

@@ -66,6 +66,12 @@ def cli(debug: bool) -> None:
     show_default=True,
     help="Largest relative error of ONNX Runtime against PyTorch, per output.",
 )
+@click.option(
+    "--image",
+    metavar="STEPS",
+    help="How images become the input: unit, imagenet, inception, clip, yolo or bytes, each with "
+    ",KEY=VALUE changes, or a preprocessor_config.json. A Hugging Face folder has its own.",
+)
 @click.option("--state", type=FILE, help="Weights that `prune` or `distill` wrote, for a factory.")
 @click.option("--out", type=FILE, default="model.onnx", show_default=True, help="File to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -87,8 +93,8 @@ def export(source: str, shapes: tuple[str, ...], out: Path, as_json: bool, **opt
     "--data",
     type=ANY_PATH,
     required=True,
-    help="Samples: an .npz file, a folder of them, a .txt file with one text a line, or "
-    "package.module:function that iterates over batches.",
+    help="Samples: an .npz file, a folder of them or of images (a folder a class gives labels), a "
+    ".txt file with one text a line, or package.module:function that iterates over batches.",
 )
 @click.option("--labels", type=FILE, help="Class numbers of the held-out samples: .npy or .txt.")
 @click.option(

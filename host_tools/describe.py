@@ -22,6 +22,7 @@ from edge.manifest import (
 )
 from edge.trust import MAX_SIGNATURE_BYTES, signature_from_bytes
 from host_tools.engine_record import EngineRecord
+from host_tools.image_steps import words_from_steps
 
 
 def read_manifest(root: Path) -> tuple[bytes, Manifest, str]:
@@ -88,6 +89,8 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
             bounds = model.profile.ranges.get(spec.name) if kind == "input" else None
             shown = "" if bounds is None else f"  profile {_bounds(bounds.min, bounds.max)}"
             lines.append(f"  {kind:<6} {spec.name}: {spec.datatype} {shape}{shown}")
+    if model.image is not None:
+        lines.append(f"  {words_from_steps(model.image)}")
     sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("variant", "size", "batch", "p50 ms", "p99 ms", "measured on"):

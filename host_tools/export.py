@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 
 from calibration.model_file import (
+    image_from_model,
     load_model,
     opset_of,
     provenance_from_model,
@@ -26,11 +27,13 @@ from calibration.model_file import (
     specs_from_model,
 )
 from edge.errors import UsageError
+from edge.images import ImagePreprocessing
 from edge.manifest import Provenance
-from edge.spec import Profile, TensorSpec
+from edge.spec import Profile, TensorSpec, datatype_from_numpy
 from host_tools.errors import ExportError
 from host_tools.graph import GraphFacts, Say, finished, slimmed
 from host_tools.hf_source import Task, source_from_folder
+from host_tools.image_steps import image_steps, image_steps_beside, words_from_steps
 from host_tools.onnx_source import dims_from_file, draw_from_file, profile_from_file
 from host_tools.parity import DEFAULT_TOLERANCE, Case, Check, compare, run_with_ort
 from host_tools.shapes import (
@@ -84,6 +87,7 @@ class ExportRequest:
     opset: None = what suits the target. task: for folders; None = as config.json declares.
     tolerance: largest relative L2 error of an output against torch; see `parity`.
     state: weights for the module of a factory, a state_dict that torch.save wrote.
+    image: how images become the input, see `image_steps`; a folder may say so itself.
     """
 
     source: str
@@ -94,6 +98,7 @@ class ExportRequest:
     task: Task | None = None
     tolerance: float = DEFAULT_TOLERANCE
     state: Path | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +117,7 @@ class ExportReport:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profile: Profile
+    image: ImagePreprocessing | None
     checks: tuple[Check, ...]
     worst: float | None
 
@@ -124,6 +130,7 @@ class ExportReport:
                 f"{self.exporter}, {graph}",
                 *(f"  in   {_spec_text(spec)}" for spec in self.inputs),
                 *(f"  out  {_spec_text(spec)}" for spec in self.outputs),
+                *([] if self.image is None else [f"  {words_from_steps(self.image)}"]),
             ]
         )
 
@@ -155,6 +162,7 @@ def _export(request: ExportRequest, source: TorchSource, say: Say) -> ExportRepo
     defaults = fixed_profile({name: array.shape for name, array in source.examples.items()})
     given = profile_from_flags(request.shapes)
     profile = complete_profile(given, defaults, leader=source.leader)
+    image = _image_steps(request, source, profile)
     dims = dims_from_profile(profile)
     sizes = sizes_from_dims(profile, dims)
     points = points_from_dims(sizes)
@@ -177,13 +185,25 @@ def _export(request: ExportRequest, source: TorchSource, say: Say) -> ExportRepo
         exporter=exporter_for(opset),
         tools={name: importlib.metadata.version(name) for name in (*TOOLS, *source.libraries)},
     )
-    facts = GraphFacts(dims=dims, profile=profile, provenance=provenance)
+    facts = GraphFacts(dims=dims, profile=profile, provenance=provenance, image=image)
     full = finished(graph, facts)
     slim = slimmed(full, facts, say=say)
     model, checks = _compared(full, slim, cases, request.tolerance, say)
     worst = max(check.relative_error for check in checks)
     say(f"compared with torch at {len(cases)} shapes: worst relative error {worst:.2g}")
     return _written(request, model, facts, checks, is_slim=model is slim)
+
+
+def _image_steps(
+    request: ExportRequest, source: TorchSource, profile: Profile
+) -> ImagePreprocessing | None:
+    inputs = tuple(
+        TensorSpec(name=name, datatype=datatype_from_numpy(array.dtype), shape=array.shape)
+        for name, array in source.examples.items()
+    )
+    if request.image is not None:
+        return image_steps(request.image, inputs, profile)
+    return image_steps_beside(Path(request.source), inputs, profile)
 
 
 def _require_distinct(source: TorchSource) -> None:
@@ -206,6 +226,10 @@ def _pass_on(request: ExportRequest, say: Say) -> ExportReport:
             f"{highest}; export it again from its source, or try onnx.version_converter"
         )
     profile = profile_from_file(model, request.shapes)
+    if request.image is None:
+        image = image_from_model(model)
+    else:
+        image = image_steps(request.image, specs_from_model(model)[0], profile)
     dims = dims_from_file(model, profile)
     points = points_from_dims(sizes_from_dims(profile, dims))
     run, draw = run_with_ort(model), draw_from_file(model)
@@ -215,7 +239,9 @@ def _pass_on(request: ExportRequest, say: Say) -> ExportReport:
         name: output_dims(name, points, [result[name].shape for result in results])
         for name in results[0]
     }
-    facts = GraphFacts(dims=dims, profile=profile, provenance=provenance_from_model(model))
+    facts = GraphFacts(
+        dims=dims, profile=profile, provenance=provenance_from_model(model), image=image
+    )
     passed = finished(model, facts)
     say(
         f"checked {request.source} and ran it at {len(points)} shapes; its numbers are not "
@@ -287,6 +313,7 @@ def _written(
         inputs=inputs,
         outputs=outputs,
         profile=facts.profile,
+        image=facts.image,
         checks=checks,
         worst=max((check.relative_error for check in checks), default=None),
     )

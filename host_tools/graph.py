@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from calibration.model_file import MAX_ONE_FILE_BYTES, set_facts
+from edge.images import ImagePreprocessing
 from edge.manifest import Provenance
 from edge.spec import Profile
 from host_tools.errors import FOREIGN_ERRORS, ExportError, root_cause
@@ -21,12 +22,14 @@ Say = Callable[[str], None]
 class GraphFacts:
     """What the file says about the graph beyond its nodes.
 
-    dims: the dimensions of every input and output, by tensor name.
+    dims: the dimensions of every input and output, by tensor name. image: how images become the
+    input, if that is known.
     """
 
     dims: Dims
     profile: Profile
     provenance: Provenance
+    image: ImagePreprocessing | None = None
 
 
 def finished(graph: onnx.ModelProto, facts: GraphFacts) -> onnx.ModelProto:
@@ -48,7 +51,7 @@ def finished(graph: onnx.ModelProto, facts: GraphFacts) -> onnx.ModelProto:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the graph is not valid ONNX: {root_cause(error)}") from error
-    set_facts(model, facts.profile, facts.provenance)
+    set_facts(model, facts.profile, facts.provenance, facts.image)
     return model
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 
 from calibration.model_file import (
+    image_from_model,
     load_model,
     profile_from_model,
     provenance_from_model,
@@ -174,9 +175,7 @@ def _pack_model(
     float_model = models["fp32"]
     inputs, outputs = specs_from_model(float_model)
     profile = profile_from_model(float_model)
-    samples = samples_at(
-        request.golden, inputs=inputs, profile=profile, tokenizer=request.tokenizer
-    )
+    samples = samples_at(request.golden, float_model, tokenizer=request.tokenizer)
     cases = golden_feeds(samples, profile)
     threads = request.threads or cpu_threads()
     engines = request.engines or Path()
@@ -239,6 +238,7 @@ def _pack_model(
             data_sha256=table.data_sha256,
             table=f"{request.name}/calibration.json",
         ),
+        image=image_from_model(float_model),
         provenance=Provenance(
             source=provenance.source,
             opset=provenance.opset,

@@ -1,7 +1,8 @@
 """One way to name samples on the command line.
 
-An .npz file, a folder of them, a text file, or package.module:function for any other data: the
-function takes nothing and gives an iterator over batches, each a dict from input name to array.
+An .npz file, a folder of them or of images, a text file, or package.module:function for any other
+data: the function takes nothing and gives an iterator over batches, each a dict from input name to
+array.
 """
 
 from __future__ import annotations
@@ -12,38 +13,50 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from calibration.errors import CalibrationError
+from calibration.image_samples import ImageSamples, images_below
+from calibration.model_file import image_from_model, profile_from_model, specs_from_model
 from calibration.samples import IteratedSamples, NpzSamples, open_samples
 from edge.errors import UsageError
-from edge.spec import Feeds, Profile, TensorSpec
+from edge.images import ImagePreprocessing
+from edge.spec import Feeds
 from host_tools.errors import FOREIGN_ERRORS, root_cause
 from host_tools.sources import function_at
 from host_tools.text import TextSamples
 
+AnySamples = NpzSamples | TextSamples | ImageSamples | IteratedSamples
 TEXT_SUFFIXES = frozenset({".txt", ".text"})
 
 
-def samples_at(
-    path: Path,
-    *,
-    inputs: tuple[TensorSpec, ...],
-    profile: Profile,
-    tokenizer: Path | None,
-) -> NpzSamples | TextSamples | IteratedSamples:
-    """Return the samples at path for a model with these inputs.
+def samples_at(path: Path, model: onnx.ModelProto, *, tokenizer: Path | None) -> AnySamples:
+    """Return the samples at path for a model.
 
-    Raises UsageError if path is missing, or is text and no tokenizer is given.
+    Raises UsageError if path is missing, is text and no tokenizer is given, or holds images and
+    the model does not say what becomes of them.
     """
     if not path.exists() and _is_function(str(path)):
         return IteratedSamples(functools.partial(_batches, str(path), function_at(str(path))))
+    if path.is_dir() and next(path.glob("*.npz"), None) is None and any(images_below(path)):
+        return ImageSamples(path, _steps(path, model), specs_from_model(model)[0][0])
     if path.suffix not in TEXT_SUFFIXES:
         return open_samples(path)
     if not path.is_file():
         raise UsageError(f"no samples at {path}; give a text file with one sample a line")
     if tokenizer is None:
         raise UsageError(f"{path} is text: give --tokenizer, the model folder or tokenizer.json")
-    return TextSamples(path, tokenizer, inputs, profile)
+    return TextSamples(path, tokenizer, specs_from_model(model)[0], profile_from_model(model))
+
+
+def _steps(path: Path, model: onnx.ModelProto) -> ImagePreprocessing:
+    steps = image_from_model(model)
+    if steps is None:
+        raise UsageError(
+            f"{path} holds images, and the model does not say how one becomes its input; export it "
+            "again with --image, an .onnx file too: edge-kit export MODEL.onnx --image imagenet"
+        )
+    return steps
 
 
 def _is_function(text: str) -> bool:

@@ -23,6 +23,7 @@ FORBIDDEN = {
 }
 # Heavy or optional: imported inside the function that opens them.
 LAZY = {
+    "PIL",
     "jtop",
     "onnxruntime",
     "pycuda",
@@ -38,6 +39,7 @@ EDGE_LAYERS = (
     {"edge"},
     {"devices", "errors", "installed", "latency", "notify", "probes"},
     {"config", "console", "cuda_graph", "cuda_query", "files", "onnxruntime_library", "spec"},
+    {"images"},
     {"cuda_library", "manifest", "oip_json", "session", "tensorrt_library", "trust"},
     {"bundle", "engine_builder", "metrics", "oip", "ort_session", "sealed", "self_test"},
     {"engine_cache", "staging", "trt_outputs", "target", "unit", "worker", "wsgi"},
@@ -45,7 +47,7 @@ EDGE_LAYERS = (
     {"choice", "trt_engine"},
     {"serving", "trt_session"},
     {"engine_child"},
-    {"engine_process", "telemetry"},
+    {"engine_process", "predict", "telemetry"},
     {"api", "engine_job", "preparing"},
     {"loading"},
     {"agent", "doctor"},
