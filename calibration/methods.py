@@ -13,6 +13,10 @@ from calibration.observers import MIN_BINS, Observer
 QUANTIZED_LEVELS = 128  # magnitudes of a symmetric int8 value
 MAX_CLIPPED_SHARE = 0.01
 MSE_CANDIDATES = 241
+# A bin with P > 0 and Q = 0 would be infinite; this is below one value in any histogram.
+_SMALLEST_Q = 1e-12
+_SAME_DIVERGENCE = 1e-12  # of equal ranges the smallest
+_SIZES_AT_ONCE = 512
 Counts = npt.NDArray[np.int64]
 Method = Callable[[Observer], float]
 
@@ -50,11 +54,11 @@ def amax_from_entropy(counts: Counts, width: float) -> float:
         return float(width * counts.size)
     tails = total[::-1].cumsum()[::-1]
     widest = np.flatnonzero(tails > MAX_CLIPPED_SHARE * tails[0])[-1] + 1
-    best, best_divergence = counts.size, np.inf
-    for i in range(max(QUANTIZED_LEVELS, int(widest)), counts.size + 1):
-        divergence = _kl_divergence(total[:i], tails[i] if i < counts.size else 0.0)
-        if divergence < best_divergence:
-            best, best_divergence = i, divergence
+    sizes = np.arange(max(QUANTIZED_LEVELS, int(widest)), counts.size + 1)
+    if sizes.size == 0:
+        return float(counts.size * width)
+    divergences = _kl_divergences(total, sizes)
+    best = int(sizes[np.argmax(divergences <= divergences.min() + _SAME_DIVERGENCE)])
     return float((best + 0.5) * width) if best < counts.size else float(best * width)
 
 
@@ -81,22 +85,37 @@ def amax_from_mse(counts: Counts, width: float) -> float:
     return float(best * width)
 
 
-def _kl_divergence(head: npt.NDArray[np.float64], tail: float) -> float:
-    p = head.copy()
-    p[-1] += tail
-    edges = np.arange(QUANTIZED_LEVELS) * head.size // QUANTIZED_LEVELS
-    filled = head > 0
-    sums = np.add.reduceat(head, edges)
-    occupied = np.add.reduceat(filled.astype(np.float64), edges)
-    level = np.repeat(sums / np.maximum(occupied, 1.0), np.diff(np.append(edges, head.size)))
-    q = np.where(filled, level, 0.0)
-    if q.sum() == 0:
-        return float(np.inf)
-    p /= p.sum()
-    q /= q.sum()
-    support = p > 0
-    # A bin with P > 0 and Q = 0 would be infinite; the floor is below one value in any histogram.
-    return float(np.sum(p[support] * np.log(p[support] / np.maximum(q[support], 1e-12))))
+def _kl_divergences(
+    total: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Return KL(P || Q) of every range; with prefix sums, a range costs its levels, not its bins.
+
+    total: shape (bins,). sizes: ranges in bins. With Z values in all and H of them in range, level
+    g of Q is q_g = (its values / its bins that are not empty) / H, so that
+    KL = (sum P log P - Z log Z) / Z - sum_g P_g log q_g / Z.
+    """
+    mass, filled, information = (
+        np.concatenate([[0.0], np.cumsum(values)])
+        for values in (total, total > 0, _information(total))
+    )
+    whole, divergences = mass[-1], []
+    for some in np.array_split(sizes, 1 + sizes.size // _SIZES_AT_ONCE):
+        edges = some[:, None] * np.arange(QUANTIZED_LEVELS + 1) // QUANTIZED_LEVELS
+        values, bins = np.diff(mass[edges]), np.diff(filled[edges])
+        inside = np.maximum(mass[some], 1e-300)
+        q = values / np.maximum(bins, 1.0) / inside[:, None]
+        log_q = np.log(np.maximum(q, _SMALLEST_Q))
+        last, tail = total[some - 1], whole - mass[some]
+        log_q_last = np.where(last > 0, log_q[:, -1], np.log(_SMALLEST_Q))
+        folded = information[some] - _information(last) + _information(last + tail)
+        cross = (values * log_q).sum(axis=1) + tail * log_q_last
+        kl = (folded - cross) / whole - np.log(whole)
+        divergences.append(np.where(mass[some] > 0, kl, np.inf))
+    return np.concatenate(divergences)
+
+
+def _information(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return values * np.log(np.maximum(values, 1.0))
 
 
 def _percentile(percent: float) -> Method:

@@ -3,8 +3,8 @@
     python -m tests.bench_calibration FOLDER       FOLDER holds what quickstart and minilm wrote
 
 Each measurement is a process of its own. "ours" is the time until the ranges are known and the Q/DQ
-form is written, as in quantize_static; "with judging" adds what `edge-kit calibrate` does besides:
-the second form, the choice and the gate. "onnxruntime": quantize_static with options for TensorRT.
+form is made, as in quantize_static; "with judging" is a whole calibration by one method, with the
+second form and the gate. "onnxruntime": quantize_static with options for TensorRT.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-METHODS = {"percentile": "percentile-99.999", "entropy": "entropy"}
+OURS = {"percentile": "percentile-99.999", "entropy": "entropy"}
 SPEED_SAMPLES, FEW, MANY = 512, 64, 2048
 BATCH = 16
 RUNS = 5
@@ -31,7 +31,7 @@ TIMEOUT_S = 1800
 def main(folder: Path) -> None:
     for name in ("digits", "minilm"):
         model = folder / f"{name}.onnx"
-        for method in METHODS:
+        for method in OURS:
             figures = medians(model, method)
             ratio = figures["theirs"]["seconds"] / figures["ours"]["seconds"]
             print(
@@ -60,8 +60,7 @@ def medians(model: Path, method: str) -> dict[str, dict[str, float]]:
 
 def words(figures: dict[str, float]) -> str:
     sqnr = "" if figures["sqnr_db"] is None else f", {figures['sqnr_db']:.1f} dB"
-    judged = figures["whole"] - figures["seconds"]
-    more = f" ({figures['whole']:.1f} s with judging)" if judged > 0 else ""
+    more = f" ({figures['whole']:.1f} s with judging)" if "whole" in figures else ""
     return f"{figures['seconds']:.2f} s{more}, {figures['peak_mb']:.0f} MB{sqnr}"
 
 
@@ -94,9 +93,13 @@ def feeds(model: onnx.ModelProto, folder: Path, count: int) -> dict[str, np.ndar
 
 
 def ours(path: Path, method: str, count: int) -> tuple[float, float, onnx.ModelProto]:
-    from calibration.calibrate import SELECTION_SHARE, calibrate
+    from calibration.calibrate import calibrate
+    from calibration.collect import observe
     from calibration.graph import prepared
+    from calibration.methods import METHODS
     from calibration.model_file import load_model
+    from calibration.ort_form import ort_activations
+    from calibration.parts import reader_for
     from calibration.placement import place
     from calibration.qdq import quantize
     from calibration.samples import open_samples
@@ -104,24 +107,20 @@ def ours(path: Path, method: str, count: int) -> tuple[float, float, onnx.ModelP
 
     load_onnxruntime()  # their import below is not timed either
     model = load_model(path)
-    # so many that the ranges come from `count` of them
-    arrays = feeds(model, path.parent, round(count / (1 - SELECTION_SHARE)))
-    file = path.parent / f"bench-{count}.npz"
-    np.savez(file, **arrays)
-    del arrays  # the samples are read from the file
-    begun, stages = time.perf_counter(), {}
-
-    def progress(stage: str, done: int, total: int) -> None:
-        stages[stage] = time.perf_counter() - begun
-
-    samples = open_samples(file)
-    result = calibrate(
-        model, samples, method=METHODS[method], batch=BATCH, improve=False, progress=progress
-    )
-    whole = time.perf_counter() - begun
-    again = time.perf_counter()
-    quantize(prepared(model), place(prepared(model)), result.amax)
-    return stages["ranges"] + time.perf_counter() - again, whole, result.tensorrt.model
+    file = path.parent / f"bench-{path.stem}-{count}.npz"
+    np.savez(file, **feeds(model, path.parent, count))
+    begun = time.perf_counter()
+    ready = prepared(model)
+    placement = place(ready)
+    tensors = tuple(dict.fromkeys((*placement.activations, *ort_activations(ready, placement))))
+    part = reader_for(ready, BATCH).part(open_samples(file), 0, count)
+    ranges = observe(ready, tensors, part, lambda *_: None)
+    amax = {name: METHODS[OURS[method]](seen) for name, seen in ranges.items()}
+    quantized = quantize(ready, placement, amax)
+    seconds = time.perf_counter() - begun
+    begun = time.perf_counter()
+    calibrate(model, open_samples(file), method=OURS[method], batch=BATCH, improve=False)
+    return seconds, time.perf_counter() - begun, quantized
 
 
 def theirs(path: Path, method: str, count: int) -> tuple[float, float, onnx.ModelProto]:

@@ -90,9 +90,9 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None
         command = [sys.executable, "-c", script, str(path)]
         return int(subprocess.run(command, check=True, capture_output=True).stdout)
 
-    few, many = peak_kib(128), peak_kib(12_800)
-    file_kib = (tmp_path / "12800.npz").stat().st_size / 1024
-    assert many - few < 0.5 * file_kib
+    few, many = peak_kib(128), peak_kib(40_000)
+    file_kib = (tmp_path / "40000.npz").stat().st_size / 1024
+    assert many - few < 0.4 * file_kib  # threads have heaps of their own
 
 
 def test_a_fixed_batch_is_calibrated_in_batches_of_that_size(tmp_path: Path) -> None:

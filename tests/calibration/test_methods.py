@@ -143,9 +143,18 @@ def brute_force_entropy(counts: np.ndarray, width: float) -> float:
     return (best + 0.5) * width if best < len(counts) else best * width
 
 
-def test_entropy_agrees_with_its_definition() -> None:
-    values = np.random.default_rng(3).standard_t(4, 40_000)
-    counts, edges = np.histogram(np.abs(values), bins=256)
+@pytest.mark.parametrize("kind", ["student", "relu", "steps", "outlier", "one"])
+@pytest.mark.parametrize("bins", [100, 256, 400])
+def test_entropy_agrees_with_its_definition(kind: str, bins: int) -> None:
+    rng = np.random.default_rng(3)
+    values = {
+        "student": lambda: rng.standard_t(4, 40_000),
+        "relu": lambda: np.maximum(rng.normal(size=40_000), 0),
+        "steps": lambda: rng.integers(0, 17, 3_000) / 16,
+        "outlier": lambda: np.append(rng.normal(size=3_000), 60.0),
+        "one": lambda: np.ones(5),
+    }[kind]()
+    counts, edges = np.histogram(np.abs(values), bins=bins, range=(0, np.abs(values).max()))
     width = float(edges[1])
     assert amax_from_entropy(counts, width) == pytest.approx(brute_force_entropy(counts, width))
 
