@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from calibration.budget import REASON, Budget, mean_score, score_from_name, search
+from calibration.checkpoint import Checkpoints
 from calibration.collect import float_tensors, observe
 from calibration.cost import Cost, predicted_cost
 from calibration.errors import CalibrationError, GateError
@@ -109,13 +110,14 @@ def calibrate(
     explain: bool = False,
     improve: bool = True,
     progress: Progress = lambda *_: None,
+    checkpoints: Checkpoints | None = None,
 ) -> Calibrated:
     """Return the model quantized with the best (or the named) method, and its accuracy.
 
     labels: classes of `samples`, used when no held_out set is given. budget: keep as many nodes
     float as it needs, and no more. explain: measure the sensitivity of every node in any case.
     improve: also try equalized channels and corrected biases; see `fit`.
-    progress: called as (stage, rows done, rows in all).
+    progress: called as (stage, rows done, rows in all). checkpoints: to go on after a break.
     Raises UsageError for an unknown method or too few samples, InputError for samples that do not
     fit the model, CalibrationError for values that are not finite or labels that do not match,
     GraphError for a model that cannot be quantized.
@@ -134,6 +136,7 @@ def calibrate(
         keep_float=keep_float,
         improve=improve,
         progress=progress,
+        checkpoints=checkpoints,
     )
     macs = macs_by_node(model, next(iter(ranges)))
     sensitivities: dict[str, float] = {}

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from calibration.checkpoint import Checkpoints
 from calibration.judge import Progress
 from calibration.observers import Observer
 from calibration.parallel import in_order
@@ -31,34 +32,49 @@ def observe(
     progress: Progress,
     *,
     pass_bytes: int = PASS_BYTES,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, Observer]:
     """Return an observer of each named tensor after every sample of a part.
 
     pass_bytes: more tensors than fit are observed in further passes over the samples.
+    checkpoints: where to go on from, and to keep what was seen.
     Raises CalibrationError for values that are not finite.
     """
     sizes = _batch_bytes(model, tensors, part)
     groups = _groups(sizes, pass_bytes)
     cores = os.cpu_count() or 1
     workers = max(1, min(cores, pass_bytes // max(1, sum(sizes.values()))))
-    observers = {name: Observer(name) for name in tensors}
-    done = 0
-    for group in groups:
-        runner = Runner(with_outputs(model, group), threads=max(1, cores // workers))
-        for rows, seen in in_order(functools.partial(_seen, runner, group), part, workers):
+    observers: dict[str, Observer] = {}
+    for number, group in enumerate(groups):
+        exposed = with_outputs(model, group)
+        begun, seen, key = 0, {name: Observer(name) for name in group}, ""
+        if checkpoints is not None:
+            key = checkpoints.key(
+                exposed.SerializeToString(),
+                repr((group, part.reader, part.start, part.stop)).encode(),
+            )
+            begun, found = checkpoints.load(key)
+            seen |= found
+        look = functools.partial(_look, Runner(exposed, threads=max(1, cores // workers)), group)
+        for rows, batch in in_order(look, part.after(begun), workers):
             for name in group:
-                observers[name].merge(seen[name])
-            done += rows
-            progress("ranges", done, len(groups) * part.rows)
+                seen[name].merge(batch[name])
+            if checkpoints is not None:
+                checkpoints.save(key, rows, seen, done=rows == part.rows)
+            progress("ranges", number * part.rows + rows, len(groups) * part.rows)
+        observers |= seen
     return observers
 
 
-def _seen(runner: Runner, group: Sequence[str], feeds: Feeds) -> tuple[int, dict[str, Observer]]:
-    """Return the number of rows of a batch, and what each tensor held."""
+def _look(
+    runner: Runner, group: Sequence[str], batch: tuple[int, Feeds]
+) -> tuple[int, dict[str, Observer]]:
+    """Return the rows read so far, and what each tensor held on this batch."""
+    rows, feeds = batch
     values, seen = {**feeds, **runner.run(feeds)}, {name: Observer(name) for name in group}
     for name, observer in seen.items():
         observer.update(values[name])
-    return row_count(feeds), seen
+    return rows, seen
 
 
 def float_tensors(model: onnx.ModelProto, part: Part) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from calibration.bias import bias_corrected, mean_errors
+from calibration.checkpoint import Checkpoints
 from calibration.collect import observe
 from calibration.equalize import MIGRATIONS, channel_ranges, equalized
 from calibration.errors import CalibrationError
@@ -76,18 +77,22 @@ def fit(
     keep_float: Sequence[str],
     improve: bool,
     progress: Progress,
+    checkpoints: Checkpoints | None = None,
 ) -> Fit:
     """Return the best fit of a prepared model; improve: also try what is said above.
+
+    checkpoints: for the passes over all samples.
 
     Raises UsageError for a keep_float pattern that matches nothing, GraphError for a model that
     cannot be quantized, CalibrationError if every activation is zero.
     """
-    best = _plain(model, model, ranges, selection, methods, keep_float, progress)
+    plain = functools.partial(_plain, checkpoints=checkpoints)
+    best = plain(model, model, ranges, selection, methods, keep_float, progress)
     if not improve:
         return best
     rival_model = _equalized(model, best, ranges, selection, keep_float)
     if rival_model is not None:
-        rival = _plain(model, rival_model, ranges, selection, methods, keep_float, progress)
+        rival = plain(model, rival_model, ranges, selection, methods, keep_float, progress)
         gain = max(rival.sqnr_db.values()) - max(best.sqnr_db.values())
         if gain >= SMALLEST_GAIN_DB:
             best = replace(rival, gains_db={"equalized channels": round(gain, 2)})
@@ -142,10 +147,12 @@ def _plain(
     methods: Sequence[str],
     keep_float: Sequence[str],
     progress: Progress,
+    *,
+    checkpoints: Checkpoints | None = None,
 ) -> Fit:
     placement = place(model, keep_float)
     tensors = dict.fromkeys((*placement.activations, *ort_activations(model, placement)))
-    ranges = observe(model, tuple(tensors), ranges_part, progress)
+    ranges = observe(model, tuple(tensors), ranges_part, progress, checkpoints=checkpoints)
     groups = shared_ranges(model.graph, tuple(tensors))
     tables = {name: _table(name, ranges, groups) for name in methods}
     placement = _without_dead(placement, ranges)

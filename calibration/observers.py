@@ -8,6 +8,7 @@ halves of a sample set, observed apart, merge without loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ class Observer:
     width: of a bin; bin i covers [i * width, (i + 1) * width).
     """
 
+    STATE = ("counts", "maxima", "figures")  # what `state` gives
     __slots__ = ("_counts", "_maxima", "_zeros", "amax", "name", "width")
 
     def __init__(self, name: str) -> None:
@@ -119,6 +121,23 @@ class Observer:
         while self.width < other.width:
             self._widen()
         self._counts += added
+
+    def state(self) -> dict[str, AnyArray]:
+        """Return everything it remembers, as arrays under the names of STATE."""
+        figures = np.array([self.amax, self.width, self._zeros], np.float64)
+        return {"counts": self._counts, "maxima": np.array(self._maxima), "figures": figures}
+
+    @classmethod
+    def from_state(cls, name: str, state: Mapping[str, AnyArray]) -> Observer:
+        """Return the observer of that state; raises ValueError for arrays of other shapes."""
+        seen = cls(name)
+        amax, width, zeros = state["figures"]
+        if state["counts"].shape != seen._counts.shape or state["maxima"].ndim != 1:
+            raise ValueError(f"not the state of an observer: {name}")
+        seen.amax, seen.width, seen._zeros = float(amax), float(width), int(zeros)
+        seen._counts = state["counts"].astype(np.int64)
+        seen._maxima = [float(value) for value in state["maxima"]]
+        return seen
 
     def _reach(self, magnitude: float) -> None:
         """Widen the bins until they hold a magnitude."""

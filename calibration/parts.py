@@ -40,10 +40,18 @@ class Part:
     stop: int
 
     def __iter__(self) -> Iterator[Feeds]:
-        for feeds in self.samples.batches(self.reader.batch, self.start, self.stop):
+        return (feeds for _, feeds in self.after(0))
+
+    def after(self, rows: int) -> Iterator[tuple[int, Feeds]]:
+        """Yield the batches that begin after so many rows, each with the rows read until its end.
+
+        rows: zero, or what an earlier reading gave.
+        """
+        for feeds in self.samples.batches(self.reader.batch, self.start + rows, self.stop):
+            rows += row_count(feeds)
             if row_count(feeds) >= self.reader.smallest:
                 check_feeds(feeds, self.reader.inputs, self.reader.profile)
-                yield feeds
+                yield rows, feeds
 
     def first(self, rows: int) -> Part:
         """Return the first rows, as many as there are and at least one batch."""

@@ -2,8 +2,8 @@
 
 Quantized: Conv, ConvTranspose, Gemm and MatMul with a constant float weight. Everything else
 stays float: softmax, normalisation, activations, products of two activations, layers with too few
-channels for int8 kernels, and the head, the last product before the output, where an error reaches
-the answer unweakened.
+channels or rows for int8 kernels, and the head, the last product before the output, where an error
+reaches the answer unweakened.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from edge.errors import UsageError
 
 HEAD = "head"
 SMALL = "too few channels for int8 kernels"
+GEMV = "a matrix times one row, which int8 kernels are not made for"
 FEW_CHANNELS = 16
 _IMAGE_CHANNELS = 3  # the first convolution has kernels of its own
 _CHANNEL_STEP = 8
@@ -100,7 +101,7 @@ def place(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
         if not any(fnmatchcase(node.name, pattern) for node in nodes):
             names = ", ".join(node.name for node in nodes[:5])
             raise UsageError(f"--keep-float {pattern!r} matches no node; nodes: {names}, ...")
-    heads = _heads(model.graph, index)
+    heads, rows = _heads(model.graph, index), _rows(model)
     quantized, kept = [], {}
     for node in nodes:
         candidate = _candidate(node, index)
@@ -110,6 +111,8 @@ def place(model: onnx.ModelProto, keep_float: Sequence[str] = ()) -> Placement:
             kept[node.name] = HEAD
         elif has_few_channels(node, tuple(index.weights[node.input[1]].dims)):
             kept[node.name] = SMALL
+        elif _reads_one_row(node, rows):
+            kept[node.name] = GEMV
         elif any(fnmatchcase(node.name, pattern) for pattern in keep_float):
             kept[node.name] = "asked for"
         else:
@@ -211,7 +214,7 @@ def has_few_channels(node: onnx.NodeProto, dims: tuple[int, ...]) -> bool:
     """Whether int8 would be slower: tensor cores work on 16 and more channels at a time.
 
     dims: of the weight. A square Conv on a multiple of 8 has kernels too, and so has one that
-    reads an image. A product of single rows (GEMV) shows in its run alone.
+    reads an image.
     """
     if node.op_type in {"MatMul", "Gemm"}:
         return bool(min(dims) < FEW_CHANNELS)
@@ -225,6 +228,22 @@ def has_few_channels(node: onnx.NodeProto, dims: tuple[int, ...]) -> bool:
 
     read, written = (dims[0], dims[1]) if node.op_type == "ConvTranspose" else (dims[1], dims[0])
     return is_few(written) or (read > _IMAGE_CHANNELS and is_few(read))
+
+
+def _rows(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the size of the last axis but one, by tensor, where the graph alone tells it."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (onnx.shape_inference.InferenceError, ValueError):  # above 2 GB
+        graph = model.graph
+    known = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in known}
+    return {name: dims[-2].dim_value for name, dims in shapes.items() if len(dims) > 1}
+
+
+def _reads_one_row(node: onnx.NodeProto, rows: dict[str, int]) -> bool:
+    """Whether a product has one row in every request: a batch that may grow does not count."""
+    return node.op_type in {"MatMul", "Gemm"} and rows.get(node.input[0]) == 1
 
 
 def _float_reason(node: onnx.NodeProto, index: GraphIndex) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from calibration.calibrate import (
     calibrate,
     ranges_of_all,
 )
+from calibration.checkpoint import Checkpoints
 from calibration.errors import GateError
 from calibration.gate import Gate, gate_problems
 from calibration.image_samples import ImageSamples
@@ -27,7 +29,7 @@ from calibration.table import (
     table_path,
 )
 from calibration.trt_cache import cache_from_ranges
-from edge.errors import UsageError
+from edge.errors import EdgeError, UsageError
 from edge.files import atomic_write, sha256_of
 from host_tools.coverage import coverage_of
 from host_tools.progress import progress_bar
@@ -83,7 +85,8 @@ def calibrate_file(
     labels = None if request.labels is None else read_labels(request.labels)
     if labels is None and isinstance(judged, NpzSamples | ImageSamples):
         labels = judged.labels()
-    with progress_bar() as progress:
+    checkpoints = Checkpoints(partial_path(out), data_sha256, say=say)
+    with _cleared_at_the_end(checkpoints), progress_bar() as progress:
         result = calibrate(
             model,
             samples,
@@ -95,6 +98,7 @@ def calibrate_file(
             budget=request.budget,
             explain=request.report is not None,
             progress=progress,
+            checkpoints=checkpoints,
         )
     if request.report is not None:  # whatever the gate says: it shows what to do about it
         atomic_write(request.report, report_from(result, request.model).encode())
@@ -123,6 +127,22 @@ def calibrate_file(
     )
     save_table(table, table_path(out))
     return table, out
+
+
+def partial_path(out: Path) -> Path:
+    """Return the folder in which an unfinished run keeps what it has seen."""
+    return out.with_name(f"{out.name}.partial")
+
+
+@contextlib.contextmanager
+def _cleared_at_the_end(checkpoints: Checkpoints) -> Iterator[None]:
+    """Drop the checkpoints unless the block was interrupted: an error would come again."""
+    try:
+        yield
+    except EdgeError:
+        checkpoints.clear()
+        raise
+    checkpoints.clear()
 
 
 def _check_out(out: Path, request: CalibrateRequest) -> None:

@@ -41,6 +41,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
         [script("edge-kit"), "quickstart", "--out", str(folder), "--keep", "--port", str(port)],
         stdout=subprocess.PIPE,
         text=True,
+        # Whatever started pytest in the background may have had SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     lines: list[str] = []

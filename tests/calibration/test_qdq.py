@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from calibration.errors import GraphError
@@ -53,6 +55,33 @@ def test_result_equals_torch_fake_quantization() -> None:
     got = Runner(quantized(model, FEEDS)).run(FEEDS)["logits"]
     # A value on the border of two levels may fall either way: one level of one activation.
     np.testing.assert_allclose(got, expected.numpy(), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "stays"), [("batch", False), (1, True), (8, False)], ids=["any", "one", "eight"]
+)
+def test_a_product_that_always_has_one_row_stays_float(rows: str | int, stays: bool) -> None:
+    rng = np.random.default_rng(0)
+    weights = {
+        name: numpy_helper.from_array(rng.normal(size=(32, 32)).astype(np.float32), name)
+        for name in ("a", "b", "c")
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["many", "b"], ["m"], name="second"),
+        helper.make_node("Add", ["m", "r"], ["s"], name="sum"),
+        helper.make_node("Sigmoid", ["s"], ["g"], name="gate"),
+        helper.make_node("MatMul", ["g", "c"], ["y"], name="head"),
+    ]
+    value = functools.partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
+    graph = helper.make_graph(
+        nodes, "rows", [value("x", shape=[rows, 32]), value("many", shape=["n", 32])],
+        [value("y", shape=None)], list(weights.values()),
+    )  # fmt: skip
+    kept = place(helper.make_model(graph)).kept_float
+    assert ("first" in kept) is stays
+    assert "second" not in kept
 
 
 def test_only_the_form_that_every_tensorrt_accepts_is_written() -> None:

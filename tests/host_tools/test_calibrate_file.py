@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from calibration.errors import CalibrationError, GateError
 from calibration.gate import Gate
-from calibration.model_file import load_model, profile_from_model, specs_from_model
+from calibration.model_file import load_model, profile_from_model, save_model, specs_from_model
 from calibration.table import load_table, ort_path, table_path
 from calibration.trt_cache import ranges_from_cache
 from edge.errors import UsageError
@@ -14,6 +19,7 @@ from edge.files import sha256_of
 from host_tools.calibrate import calibrate_file
 from host_tools.coverage import coverage_of
 from host_tools.text import TextSamples
+from tests.calibration.nets import conv_net
 from tests.host_tools.packing import calibrate_request
 
 TEXT = "the cat sat on a mat and it saw many dogs"
@@ -150,3 +156,55 @@ def test_coverage_warns_of_what_is_missing(text_samples: TextSamples) -> None:
     assert "no long text: the longest has 10 tokens, the profile allows 32" in warnings
     assert "no short text: the shortest has 9" in warnings
     assert "rare words are missing: 40 of 30,000" in warnings
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from calibration import checkpoint
+from host_tools.cli import main
+
+checkpoint.SAVE_EVERY_S = 0.0
+LAST = int(os.environ["LAST"])
+
+def batches():
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        if number == LAST and "digested" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield {"x": rng.normal(size=(16, 3, 8, 8)).astype(np.float32)}
+    os.environ["digested"] = "1"  # the first reading takes the digest
+
+sys.modules["killed"] = sys.modules["__main__"]
+sys.argv[1:] = ["calibrate", "model.onnx", "--data", "killed:batches", "--min-cosine", "-1",
+                "--min-agreement", "0"]
+main()
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
+    def run(last: int, folder: Path) -> subprocess.CompletedProcess[str]:
+        folder.mkdir(exist_ok=True)
+        save_model(conv_net(), folder / "model.onnx")
+        return subprocess.run(
+            [sys.executable, "-c", KILLED],
+            cwd=folder,
+            env={**os.environ, "LAST": str(last), "PYTHONPATH": str(Path.cwd())},
+            capture_output=True,
+            text=True,
+        )
+
+    assert run(20, tmp_path / "killed").returncode == -signal.SIGKILL
+    assert [p.name for p in (tmp_path / "killed").iterdir() if p.is_dir()] == [
+        "model.int8.onnx.partial"
+    ]
+    resumed = run(99, tmp_path / "killed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r"going on after [1-9]\d+ samples", resumed.stderr)
+    whole = run(99, tmp_path / "whole")
+    assert "going on" not in whole.stderr
+    names = {p.name for p in (tmp_path / "whole").iterdir()}
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
