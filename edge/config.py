@@ -70,6 +70,26 @@ class AgentConfig:
             high=512,
         ),
     )
+    queue_bytes: int = field(
+        default=256 << 20,
+        metadata=_about("Bytes of tensors that may wait, per model.", low=1024, high=1 << 40),
+    )
+    batching: bool = field(
+        default=True,
+        metadata=_about("Run requests that wait as one, where the bundle says that this is safe."),
+    )
+    max_batch_rows: int | None = field(
+        default=None,
+        metadata=_about("Rows of such a batch; unset: the profile's maximum.", low=1, high=1 << 20),
+    )
+    batch_window_ms: float = field(
+        default=5.0,
+        metadata=_about(
+            "Longest wait for requests that are expected; an idle model never waits.",
+            low=0,
+            high=1000,
+        ),
+    )
     request_timeout_s: float = field(
         default=30.0,
         metadata=_about("Seconds until an unanswered request is dropped.", low=0.01, high=3600),

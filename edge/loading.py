@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from edge.batching import Plan
 from edge.choice import Candidate, Choice, Ranking, Refusal, choice_from, rank
 from edge.config import AgentConfig
 from edge.engine_process import AttemptError
@@ -116,7 +117,17 @@ class Loader:
         worker = Worker(
             model.name,
             open_session,
+            plan=Plan(
+                model.batching if self._config.batching else None,
+                inputs=model.inputs,
+                outputs=model.outputs,
+                profile=model.profile,
+                max_rows=self._config.max_batch_rows,
+            ),
             queue_size=self._config.queue_size,
+            queue_bytes=self._config.queue_bytes,
+            window_s=self._config.batch_window_ms / 1e3,
+            inline=choice.means == "ort-cpu",
             stall_timeout_s=self._config.stall_timeout_s,
             clock=self._clock,
         )

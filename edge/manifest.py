@@ -136,6 +136,19 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """That rows do not see each other, so that requests may run as one; tried when packed.
+
+    ragged: a dimension in which requests may differ too, because the model ignores padding at its
+    end. pads: what is padded with, by input that has it. multiple: of padded lengths.
+    """
+
+    ragged: str | None = None
+    pads: dict[str, int] = field(default_factory=dict)
+    multiple: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     """int8 against fp32 on samples that calibration never saw; percent, ratios and decibels."""
 
@@ -174,7 +187,8 @@ class Provenance:
 class Model:
     """One served model: its interface, its variants, and the evidence for them.
 
-    image: how an encoded image becomes the model's input, if it may be fed so.
+    image: how an encoded image becomes the model's input, if it may be fed so. batching: None
+    keeps every request a run of its own.
     """
 
     name: str
@@ -188,6 +202,7 @@ class Model:
     accuracy: Accuracy | None = None
     calibration: Calibration | None = None
     image: ImagePreprocessing | None = None
+    batching: Batching | None = None
     provenance: Provenance
 
 
@@ -289,9 +304,24 @@ def _check_interface(model: Model) -> None:
         _require({len(shape) for shape in sizes} == {ranks[name]}, f"profile rank of {name!r}")
         ordered = all(0 <= a <= b <= c <= MAX_COUNT for a, b, c in zip(*sizes, strict=True))
         _require(ordered, f"profile of {name!r} is not min <= opt <= max")
+    if model.batching is not None:
+        _check_batching(model, model.batching)
     if model.image is not None:
         problem = problem_with(model.image, model.inputs, model.profile)
         _require(problem is None, f"model {model.name!r}: image: {problem}")
+
+
+def _check_batching(model: Model, batching: Batching) -> None:
+    specs = (*model.inputs, *model.outputs)
+    first = {spec.shape[0] if spec.shape else 0 for spec in specs}
+    batch = next(iter(first))
+    is_one = len(first) == 1 and isinstance(batch, str) and len(model.inputs) > 0
+    _require(is_one, f"model {model.name!r}: batching without a first dimension that varies")
+    _require(set(model.profile.ranges) == {s.name for s in model.inputs}, "batching: no profile")
+    ragged = {spec.name for spec in model.inputs if batching.ragged in spec.shape}
+    _require(set(batching.pads) == ragged, f"model {model.name!r}: pads do not fit its inputs")
+    twice = any(spec.shape.count(dim) > 1 for spec in specs for dim in (batch, batching.ragged))
+    _require(not twice and batching.ragged != batch, f"model {model.name!r}: ragged dimension")
 
 
 def _check_variants(model: Model, paths: set[str]) -> None:

@@ -12,12 +12,13 @@ from edge import manifest
 from edge.bundle import Bundle
 from edge.choice import Choice, promises_gpu
 from edge.errors import NotReadyError, UnknownModelError
+from edge.inbox import Answer
 from edge.latency import LatencyWindow
 from edge.metrics import Metrics, ModelMetrics, ModelState, State
 from edge.probes import Sample
 from edge.self_test import SelfTest
 from edge.target import Target
-from edge.worker import Answer, Worker
+from edge.worker import Worker
 
 Phase = Literal["starting", "serving", "stopping"]
 

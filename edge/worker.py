@@ -1,75 +1,67 @@
-"""The Worker: one thread that owns a Session from open to close and runs one request at a time.
+"""The Worker: opens a Session, runs requests on it one batch at a time, and closes it.
 
-Callers wait in `infer`; the inbox between them and the thread is bounded, and a request whose
-deadline has passed is dropped before it costs any compute.
+Callers wait in `infer`; the inbox between them and the worker's thread is bounded, and a request
+whose deadline has passed is dropped before it costs any compute. A backend that may be called from
+any thread is called from the caller's own when nobody else waits: two changes of thread less.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
 
-from edge.errors import (
-    DeadlineError,
-    EdgeError,
-    InferenceError,
-    InputError,
-    NotReadyError,
-    QueueFullError,
-)
+from edge.batching import Plan
+from edge.errors import EdgeError, InferenceError, InputError
+from edge.inbox import NORMAL_PRIORITY, Answer, Inbox, Request, too_late
 from edge.session import Session
-from edge.spec import AnyArray, Feeds
+from edge.spec import Feeds
 
 UNREADY_AFTER_FAILURES = 3
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The outputs of one request, and how long it waited and ran."""
-
-    outputs: dict[str, AnyArray]
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    feeds: Feeds
-    submitted: float
-    deadline: float | None
-    answer: Future[Answer]
-
-
 class Worker:
-    """Runs the requests of one model. All methods may be called from any thread."""
+    """Runs the requests of one model. All methods may be called from any thread.
+
+    plan: how requests are joined. queue_size, queue_bytes: what may wait. window_s: the longest
+    wait for company. inline: whether the session may be run by the threads of callers.
+    """
 
     def __init__(
         self,
         name: str,
         open_session: Callable[[], Session],
         *,
+        plan: Plan,
         queue_size: int,
+        queue_bytes: int,
+        window_s: float,
         stall_timeout_s: float,
+        inline: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.consecutive_failures = 0
         self._open_session = open_session
-        self._queue_size = queue_size
+        self._plan = plan
+        self._inline = inline
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
-        self._inbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._admission = threading.Lock()
-        self._is_accepting = False
-        self._is_stopping = False
+        self._inbox = Inbox(
+            name,
+            plan,
+            max_requests=queue_size,
+            max_bytes=queue_bytes,
+            window_s=window_s,
+            clock=clock,
+        )
+        self._session: Session | None = None
+        self._turn = threading.Lock()  # of the session
         self._run_started: float | None = None
         self._opened: Future[None] = Future()
         # A daemon, so that a hung backend call cannot keep the process from exiting.
@@ -80,38 +72,43 @@ class Worker:
         self._thread.start()
         self._opened.result()
 
-    def infer(self, feeds: Feeds, *, deadline: float | None) -> Answer:
+    def infer(
+        self, feeds: Feeds, *, deadline: float | None, priority: int = NORMAL_PRIORITY
+    ) -> Answer:
         """Return the answer to one request, waiting for its turn.
 
-        deadline: on the worker's clock; None waits for ever.
+        deadline: on the worker's clock; None waits for ever. priority: see `inbox`.
         Raises QueueFullError at once if the inbox is full, NotReadyError once stopping,
         DeadlineError when the deadline passes first, and whatever `Session.run` raises.
         """
         now = self._clock()
-        request = _Request(feeds=feeds, submitted=now, deadline=deadline, answer=Future())
-        with self._admission:
-            if not self._is_accepting:
-                raise NotReadyError(f"model {self.name!r} is stopping; send the request elsewhere")
-            if self._inbox.qsize() >= self._queue_size:
-                raise QueueFullError(
-                    f"model {self.name!r} has {self._queue_size} requests waiting; retry later"
-                )
-            self._inbox.put(request)
+        request = Request(
+            feeds=feeds,
+            extent=self._plan.extent(feeds),
+            submitted=now,
+            deadline=deadline,
+            priority=priority,
+        )
+        if self._inline and self._inbox.is_quiet and self._turn.acquire(blocking=False):
+            try:
+                self._inbox.check_open()
+                self._run(self._inbox.started([request]))
+            finally:
+                self._turn.release()
+            return request.answer.result()
+        self._inbox.put(request)
         try:
             return request.answer.result(None if deadline is None else max(0.0, deadline - now))
         except FutureTimeoutError:
             request.answer.cancel()
-            raise _too_late(self.name) from None
+            raise too_late(self.name) from None
 
     def stop(self, timeout_s: float) -> bool:
         """Refuse new requests, finish the queued ones, close the session.
 
         Returns False if the thread is still busy after timeout_s.
         """
-        with self._admission:
-            self._is_accepting = False
-            self._is_stopping = True
-            self._inbox.put(None)
+        self._inbox.close()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -119,7 +116,7 @@ class Worker:
     @property
     def queue_depth(self) -> int:
         """The number of requests that wait."""
-        return self._inbox.qsize()
+        return self._inbox.depth
 
     @property
     def is_ready(self) -> bool:
@@ -127,7 +124,7 @@ class Worker:
 
         Requests are still tried after failures: the first that succeeds makes the model ready.
         """
-        return self._is_accepting and self.consecutive_failures < UNREADY_AFTER_FAILURES
+        return self._inbox.is_open and self.consecutive_failures < UNREADY_AFTER_FAILURES
 
     def is_stalled(self, now: float) -> bool:
         """Whether one run has lasted longer than the stall timeout."""
@@ -136,45 +133,56 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            session = self._open_session()
+            self._session = self._open_session()
         except BaseException as error:  # noqa: BLE001 - handed to the caller of start
             self._opened.set_exception(error)
             return
-        with self._admission:
-            self._is_accepting = not self._is_stopping
+        self._inbox.open()
         self._opened.set_result(None)
-        while (request := self._inbox.get()) is not None:
-            self._answer(session, request)
-        session.close()
+        while self._inbox.wait():
+            with self._turn:
+                self._run(self._inbox.take())
+        with self._turn:
+            self._session.close()
 
-    def _answer(self, session: Session, request: _Request) -> None:
-        if not request.answer.set_running_or_notify_cancel():
+    def _run(self, batch: Sequence[Request]) -> None:
+        """Run requests as one and answer them; the caller has the turn."""
+        if not batch:
             return
-        started = self._clock()
-        if request.deadline is not None and started >= request.deadline:
-            request.answer.set_exception(_too_late(self.name))
-            return
-        self._run_started = started
+        session = self._session
+        self._run_started = started = self._clock()
         try:
-            outputs = session.run(request.feeds)
-        except InputError as error:
-            request.answer.set_exception(error)
+            if session is None:
+                raise InferenceError(f"model {self.name!r} is not open")
+            outputs = session.run(self._plan.join([request.feeds for request in batch]))
         except Exception as error:  # noqa: BLE001 - one request must not end the loop
-            self._count_failure(error)
-            request.answer.set_exception(_inference_error(self.name, error))
-        else:
-            if self.consecutive_failures:
-                logger.info("model recovered name=%s", self.name)
-                self.consecutive_failures = 0
-            request.answer.set_result(
-                Answer(
-                    outputs=outputs,
-                    queue_s=started - request.submitted,
-                    compute_s=self._clock() - started,
-                )
-            )
+            self._run_alone(batch, error)
+            return
         finally:
             self._run_started = None
+        compute_s = self._clock() - started
+        if self.consecutive_failures:
+            logger.info("model recovered name=%s", self.name)
+            self.consecutive_failures = 0
+        self._inbox.note_run(len(batch), compute_s)
+        extents = [request.extent for request in batch]
+        rows = sum(extent.rows for extent in extents)
+        for request, part in zip(batch, self._plan.split(outputs, extents), strict=True):
+            queue_s = started - request.submitted
+            request.answer.set_result(
+                Answer(outputs=part, queue_s=queue_s, compute_s=compute_s, batch_rows=rows)
+            )
+
+    def _run_alone(self, batch: Sequence[Request], error: Exception) -> None:
+        """Answer a failed batch: the error for one request, another try by itself for several."""
+        if len(batch) > 1:
+            for request in batch:
+                self._run([request])
+            return
+        if not isinstance(error, InputError):
+            self._count_failure(error)
+            error = _inference_error(self.name, error)
+        batch[0].answer.set_exception(error)
 
     def _count_failure(self, error: Exception) -> None:
         self.consecutive_failures += 1
@@ -185,13 +193,6 @@ class Worker:
             )
         elif self.consecutive_failures == UNREADY_AFTER_FAILURES:
             logger.error("model unready name=%s failures=%d", self.name, UNREADY_AFTER_FAILURES)
-
-
-def _too_late(name: str) -> DeadlineError:
-    return DeadlineError(
-        f"model {name!r} did not answer within the time limit; send fewer requests at once, or "
-        "raise request_timeout_s"
-    )
 
 
 def _inference_error(name: str, error: Exception) -> EdgeError:

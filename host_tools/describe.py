@@ -89,6 +89,9 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
             bounds = model.profile.ranges.get(spec.name) if kind == "input" else None
             shown = "" if bounds is None else f"  profile {_bounds(bounds.min, bounds.max)}"
             lines.append(f"  {kind:<6} {spec.name}: {spec.datatype} {shape}{shown}")
+    if model.batching is not None:
+        ragged = model.batching.ragged
+        lines.append("  requests run together" + (f", padded in {ragged!r}" if ragged else ""))
     if model.image is not None:
         lines.append(f"  {words_from_steps(model.image)}")
     sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}

@@ -52,6 +52,7 @@ from edge.self_test import run_self_test
 from edge.session import Session
 from edge.spec import Profile, TensorSpec
 from edge.trust import sign
+from host_tools.batching import batching_of
 from host_tools.blobs import BlobStore
 from host_tools.engine_record import records_in
 from host_tools.golden import Run, golden_feeds, make_golden
@@ -195,6 +196,10 @@ def _pack_model(
             store.add,
             prefix=f"{request.name}/golden",
         )
+        batching, words = batching_of(
+            inputs, outputs, profile, feeds=cases[-1], run=sessions["fp32"].run
+        )
+        say(words)
         runtime = f"onnxruntime {installed_version('onnxruntime')}"
         with progress_bar() as progress:
             measured = [
@@ -239,6 +244,7 @@ def _pack_model(
             table=f"{request.name}/calibration.json",
         ),
         image=image_from_model(float_model),
+        batching=batching,
         provenance=Provenance(
             source=provenance.source,
             opset=provenance.opset,

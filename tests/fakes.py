@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from edge.batching import Plan
 from edge.errors import InferenceError
+from edge.manifest import Batching
+from edge.session import Session
 from edge.spec import AnyArray, Feeds, Profile, TensorSpec, check_feeds
+from edge.worker import Worker
 from tests.models import AFFINE_INPUTS, AFFINE_OUTPUTS, AFFINE_PROFILE, affine
 
 DEADLINE_S = 30.0  # of a test that waits for an event: long, because it is never reached
@@ -25,6 +30,29 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+
+def affine_plan(*, batching: Batching | None = None, max_rows: int | None = None) -> Plan:
+    """Return how requests to the affine model are joined; without batching not at all."""
+    return Plan(
+        batching,
+        inputs=AFFINE_INPUTS,
+        outputs=AFFINE_OUTPUTS,
+        profile=AFFINE_PROFILE,
+        max_rows=max_rows,
+    )
+
+
+def affine_worker(open_session: Callable[[], Session], **options: Any) -> Worker:
+    """Return a worker of the affine model, with small bounds."""
+    defaults: dict[str, Any] = {
+        "plan": affine_plan(),
+        "queue_size": 4,
+        "queue_bytes": 1 << 20,
+        "window_s": 0.0,
+        "stall_timeout_s": 10.0,
+    }
+    return Worker("affine", open_session, **{**defaults, **options})
 
 
 class FakeSession:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,13 +249,15 @@ def test_a_stalled_run_stops_the_watchdog_pings(config: AgentConfig) -> None:
             gate()
 
     with running_agent(
-        replace(config, stall_timeout_s=0.0, request_timeout_s=0.01),
+        replace(config, stall_timeout_s=0.0),
         open_session=lambda *_: FakeSession(before_run=block),
         notifier=notifier,
     ) as agent:
         is_testing = False
-        with httpx.Client(base_url=agent.url) as client:
-            assert client.post("/v2/models/affine/infer", json=BODY).status_code == 504
+        with httpx.Client(base_url=agent.url) as client, ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(
+                httpx.post, f"{agent.url}/v2/models/affine/infer", json=BODY, timeout=DEADLINE_S
+            )
             gate.wait_entered()
             # Each answer is a turn of the main loop; the first may have begun before the stall.
             client.get("/v2/health/live")
@@ -263,7 +266,8 @@ def test_a_stalled_run_stops_the_watchdog_pings(config: AgentConfig) -> None:
             for _ in range(20):
                 assert client.get("/v2/health/live").status_code == 200
             assert notifier.messages.count("watchdog") == before
-        gate.open()
+            gate.open()
+            assert asked.result(DEADLINE_S).status_code == 200
 
 
 SERVE = """

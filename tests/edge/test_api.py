@@ -21,7 +21,7 @@ from edge.self_test import SelfTest
 from edge.serving import ServedModel, Serving
 from edge.worker import Worker
 from tests.bundles import affine_parts
-from tests.fakes import DEADLINE_S, FakeSession, Gate
+from tests.fakes import DEADLINE_S, FakeSession, Gate, affine_worker
 from tests.models import affine
 
 MAX_BODY_BYTES = 4096
@@ -42,7 +42,7 @@ def load(serving: Serving) -> Iterator[Callable[..., Worker]]:
 
     def load(session: FakeSession, *, queue_size: int = 4) -> Worker:
         model = serving.bundle.manifest.models[0]
-        worker = Worker("affine", lambda: session, queue_size=queue_size, stall_timeout_s=10.0)
+        worker = affine_worker(lambda: session, queue_size=queue_size)
         workers.append(worker)
         worker.start()
         serving.served = {

@@ -14,9 +14,9 @@ from edge.self_test import SelfTest
 from edge.serving import ServedModel, Serving
 from edge.telemetry import report_from_serving
 from edge.trust import public_key_from_pem
-from edge.worker import Answer, Worker
+from edge.worker import Answer
 from tests.bundles import affine_parts, make_key
-from tests.fakes import FakeSession
+from tests.fakes import FakeSession, affine_worker
 
 MANIFEST = affine_parts()[0]
 REFUSED = Refusal(variant="fp32", code="not-preferred", reason="int8 is faster; set `variant`")
@@ -34,7 +34,7 @@ def make_serving(*, signed: bool = True) -> Serving:
                 variant=model.variants[0], means="ort-cpu", why="p50 1.0 ms", refused=(REFUSED,)
             ),
             self_test=SelfTest(cases=1, output="y", relative_error=0.002, tolerance=0.1),
-            worker=Worker("affine", FakeSession, queue_size=1, stall_timeout_s=1.0),
+            worker=affine_worker(FakeSession),
             metrics=serving.metrics.for_model("affine"),
             latency=LatencyWindow(),
         )
@@ -77,7 +77,7 @@ def test_a_model_reports_its_variant_the_reason_and_the_refused_ones() -> None:
 
 def test_latency_and_outcomes_are_those_recorded() -> None:
     serving = make_serving()
-    answer = Answer(outputs={}, queue_s=0.001, compute_s=0.004)
+    answer = Answer(outputs={}, queue_s=0.001, compute_s=0.004, batch_rows=1)
     serving.served["affine"].record_answer(answer, total_s=0.006)
     serving.served["affine"].metrics.record_error("deadline")
     model = report(serving)["models"][0]

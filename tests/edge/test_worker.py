@@ -13,9 +13,11 @@ from edge.errors import (
     NotReadyError,
     QueueFullError,
 )
+from edge.inbox import Answer
+from edge.manifest import Batching
 from edge.session import Session
-from edge.worker import Answer, Worker
-from tests.fakes import DEADLINE_S, FakeClock, FakeSession, Gate
+from edge.worker import Worker
+from tests.fakes import DEADLINE_S, FakeClock, FakeSession, Gate, affine_plan, affine_worker
 from tests.models import affine
 
 X = np.ones((1, 4), np.float32)
@@ -32,8 +34,7 @@ def start() -> Iterator[Callable[..., Worker]]:
     workers = []
 
     def start(session: Session, **options: object) -> Worker:
-        defaults = {"queue_size": 4, "stall_timeout_s": 10.0}
-        worker = Worker("affine", lambda: session, **{**defaults, **options})
+        worker = affine_worker(lambda: session, **options)
         workers.append(worker)
         worker.start()
         return worker
@@ -75,7 +76,7 @@ def test_one_thread_owns_the_session_from_open_to_close(pool: ThreadPoolExecutor
         opened_in.append(threading.get_ident())
         return session
 
-    worker = Worker("affine", open_session, queue_size=64, stall_timeout_s=10.0)
+    worker = affine_worker(open_session, queue_size=64)
     worker.start()
     for future in [submit(pool, worker) for _ in range(16)]:
         future.result(DEADLINE_S)
@@ -88,7 +89,7 @@ def test_what_opening_raises_reaches_the_caller_of_start() -> None:
     def open_session() -> FakeSession:
         raise ModelError("no such graph")
 
-    worker = Worker("affine", open_session, queue_size=4, stall_timeout_s=10.0)
+    worker = affine_worker(open_session)
     with pytest.raises(ModelError, match="no such graph"):
         worker.start()
     assert not worker.is_ready
@@ -230,4 +231,87 @@ def test_stop_answers_what_is_queued_then_closes(
 
 
 def test_a_worker_that_never_started_stops_at_once() -> None:
-    assert Worker("affine", FakeSession, queue_size=1, stall_timeout_s=1.0).stop(0.0)
+    assert affine_worker(FakeSession).stop(0.0)
+
+
+BATCHED = affine_plan(batching=Batching())
+
+
+def run_three_together(
+    worker: Worker, pool: ThreadPoolExecutor, gate: Gate, rows: list[np.ndarray]
+) -> list[Future[Answer]]:
+    """Hold the worker in a run, let three requests wait, and let go."""
+    first = submit(pool, worker)
+    gate.wait_entered()
+    asked = [pool.submit(worker.infer, {"x": x}, deadline=None) for x in rows]
+    wait_for_depth(worker, len(rows))
+    gate.open()
+    first.result(DEADLINE_S)
+    return asked
+
+
+def test_requests_that_wait_together_run_together_and_get_their_own_rows(
+    start: Callable[..., Worker], pool: ThreadPoolExecutor
+) -> None:
+    gate = Gate()
+    session = FakeSession(before_run=gate)
+    worker = start(session, plan=BATCHED)
+    rows = [np.full((n, 4), n, np.float32) for n in (1, 2, 3)]
+    asked = run_three_together(worker, pool, gate, rows)
+    for x, future in zip(rows, asked, strict=True):
+        answer = future.result(DEADLINE_S)
+        np.testing.assert_array_equal(answer.outputs["y"], affine(x)["y"])
+        np.testing.assert_array_equal(answer.outputs["s"], affine(x)["s"])
+        assert answer.batch_rows == 6
+    assert session.runs == 2
+
+
+def test_a_request_that_breaks_its_batch_does_not_break_its_neighbours(
+    start: Callable[..., Worker], pool: ThreadPoolExecutor
+) -> None:
+    gate = Gate()
+
+    def compute(x: np.ndarray) -> dict[str, np.ndarray]:
+        if (x == 2).any():
+            raise InferenceError("two is too much")
+        return affine(x)
+
+    worker = start(FakeSession(compute=compute, before_run=gate), plan=BATCHED)
+    rows = [np.full((1, 4), n, np.float32) for n in (1, 2, 3)]
+    good, bad, fine = run_three_together(worker, pool, gate, rows)
+    assert good.result(DEADLINE_S).batch_rows == 1
+    assert fine.result(DEADLINE_S).outputs["y"][0, 0] == 7.0
+    with pytest.raises(InferenceError, match="two is too much"):
+        bad.result(DEADLINE_S)
+    assert worker.is_ready
+
+
+def test_a_lone_caller_runs_a_short_request_itself_and_never_beside_the_worker(
+    start: Callable[..., Worker], pool: ThreadPoolExecutor
+) -> None:
+    inside = threading.Semaphore(1)
+
+    def alone() -> None:
+        assert inside.acquire(blocking=False)
+        inside.release()
+
+    session = FakeSession(before_run=alone)
+    worker = start(session, inline=True, plan=BATCHED)
+    worker.infer({"x": X}, deadline=None)  # how long a run takes is not known before
+    worker.infer({"x": X}, deadline=None)
+    assert threading.get_ident() in session.threads
+    futures = [submit(pool, worker) for _ in range(4)]
+    for future in futures:
+        np.testing.assert_array_equal(future.result(DEADLINE_S).outputs["y"], affine(X)["y"])
+    assert worker.stop(DEADLINE_S)
+    with pytest.raises(NotReadyError):
+        worker.infer({"x": X}, deadline=None)
+
+
+def test_a_lone_caller_whose_time_is_over_runs_nothing(start: Callable[..., Worker]) -> None:
+    session = FakeSession()
+    worker = start(session, inline=True)
+    worker.infer({"x": X}, deadline=None)
+    with pytest.raises(DeadlineError):
+        worker.infer({"x": X}, deadline=0.0)
+    assert session.runs == 1

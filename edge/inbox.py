@@ -1,0 +1,203 @@
+"""The requests of one model that wait, and the decision when enough of them wait to be run.
+
+A batch starts at once when nobody else is expected. Who is expected follows from the last batch:
+its callers, when they wait for their answers, come back together. So the inbox waits for as many
+requests as were last in flight, but no longer than a window, which shrinks whenever waiting was in
+vain and grows when it was not, and never longer than half of what a run takes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from edge.batching import Extent, Plan
+from edge.errors import DeadlineError, NotReadyError, QueueFullError
+from edge.spec import AnyArray, Feeds
+
+NORMAL_PRIORITY = 5  # 1 is the most urgent; the protocol's 0 means this one
+# A caller runs a request itself only then: it could not leave at its deadline.
+SHORT_RUN_S = 0.010
+_WINDOW_SHARE = 0.5  # of a run
+_SMALLEST_WINDOW_S = 50e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The outputs of one request, how long it waited and ran, and the rows it ran with."""
+
+    outputs: dict[str, AnyArray]
+    queue_s: float
+    compute_s: float
+    batch_rows: int
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """One request; deadline: on the inbox's clock, None waits for ever."""
+
+    feeds: Feeds
+    extent: Extent
+    submitted: float
+    deadline: float | None
+    priority: int = NORMAL_PRIORITY
+    answer: Future[Answer] = field(default_factory=Future)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(array.nbytes for array in self.feeds.values())
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Before whom it is served."""
+        return self.priority, self.submitted
+
+
+class Inbox:
+    """Bounded by count and by bytes. `put` is for callers, the rest for the one who runs."""
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        *,
+        max_requests: int,
+        max_bytes: int,
+        window_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._name = name
+        self._plan = plan
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._waiting: list[Request] = []
+        self._bytes = 0
+        self._is_open = False
+        self._is_closed = False
+        self._expected = 0
+        self._run_s = 0.0
+        self._largest_window_s = window_s
+        self.window_s = window_s  # the longest wait for company, as it is now
+
+    @property
+    def depth(self) -> int:
+        """The number of requests that wait."""
+        return len(self._waiting)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody waits, nobody else is expected, and runs are known to be short."""
+        return not self._waiting and self._expected <= 1 and 0.0 < self._run_s < SHORT_RUN_S
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        return self._is_open
+
+    def open(self) -> None:
+        """Take requests from now on, unless it was closed before."""
+        with self._changed:
+            self._is_open = not self._is_closed
+
+    def close(self) -> None:
+        """Take no more; what waits is still given out, then `wait` returns False."""
+        with self._changed:
+            self._is_open, self._is_closed = False, True
+            self._changed.notify_all()
+
+    def put(self, request: Request) -> None:
+        """Add a request; raises NotReadyError when closed, QueueFullError when full."""
+        with self._changed:
+            self.check_open()
+            size = request.size
+            if len(self._waiting) >= self._max_requests:
+                raise QueueFullError(
+                    f"model {self._name!r} has {self._max_requests} requests waiting; retry later"
+                )
+            if self._waiting and self._bytes + size > self._max_bytes:
+                raise QueueFullError(
+                    f"model {self._name!r} has {self._bytes} bytes of requests waiting; retry later"
+                )
+            self._waiting.append(request)
+            self._bytes += size
+            self._changed.notify()
+
+    def check_open(self) -> None:
+        """Raise NotReadyError when closed."""
+        if not self._is_open:
+            raise NotReadyError(f"model {self._name!r} is stopping; send the request elsewhere")
+
+    def wait(self) -> bool:
+        """Wait until there is a request; False once closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            return bool(self._waiting)
+
+    def take(self) -> list[Request]:
+        """Return the requests to run now, all running; late and cancelled ones are answered.
+
+        May be empty. The most urgent comes first, then the oldest, then all that fit them.
+        """
+        with self._changed:
+            if self._expected > 1 and len(self._waiting) < self._expected:
+                self._wait_for_company()
+            self._waiting.sort(key=lambda request: request.order)
+            batch: list[Request] = []
+            left: list[Request] = []
+            taken, now = None, self._clock()
+            for request in self._waiting:
+                more = request.extent
+                extent = more if taken is None else self._plan.joined(taken, more)
+                if extent is None:
+                    left.append(request)
+                elif self._starts(request, now):
+                    batch.append(request)
+                    taken = extent
+            self._waiting = left
+            self._bytes = sum(request.size for request in left)
+            return batch
+
+    def started(self, requests: list[Request]) -> list[Request]:
+        """Return those of some requests that are still wanted, running."""
+        now = self._clock()
+        return [request for request in requests if self._starts(request, now)]
+
+    def note_run(self, requests: int, run_s: float) -> None:
+        """Learn from a batch that is done: how many callers may come back, and what a run takes."""
+        self._expected = requests + len(self._waiting)
+        self._run_s = max(run_s, 1e-9)
+
+    def _wait_for_company(self) -> None:
+        window_s = min(self.window_s, _WINDOW_SHARE * self._run_s)
+        if window_s < _SMALLEST_WINDOW_S or self._is_closed:
+            return
+        came = self._changed.wait_for(self._is_complete, window_s)
+        factor = 2.0 if came else 0.5
+        self.window_s = min(self._largest_window_s, max(_SMALLEST_WINDOW_S, self.window_s * factor))
+
+    def _is_complete(self) -> bool:
+        rows = sum(request.extent.rows for request in self._waiting)
+        full = rows >= self._plan.max_rows
+        return full or len(self._waiting) >= self._expected or self._is_closed
+
+    def _starts(self, request: Request, now: float) -> bool:
+        """Whether a request is still wanted; then it is marked as running."""
+        if not request.answer.set_running_or_notify_cancel():
+            return False
+        if request.deadline is not None and now >= request.deadline:
+            request.answer.set_exception(too_late(self._name))
+            return False
+        return True
+
+
+def too_late(name: str) -> DeadlineError:
+    """Return the error of a request whose time is over."""
+    return DeadlineError(
+        f"model {name!r} did not answer within the time limit; send fewer requests at once, or "
+        "raise request_timeout_s"
+    )
