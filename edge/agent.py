@@ -93,6 +93,7 @@ class Agent:
             ready_on_cpu=config.ready_on_cpu,
         )
         max_requests = config.queue_size + 1  # one runs
+        models = len(bundle.manifest.models)
         app = create_app(
             serving,
             max_body_bytes=config.max_body_bytes,
@@ -104,7 +105,7 @@ class Agent:
             app,
             host=config.host,
             port=config.port,
-            threads=max_requests + SPARE_HTTP_THREADS,
+            threads=models * max_requests + SPARE_HTTP_THREADS,
             max_body_bytes=config.max_body_bytes,
             on_refusal=serving.metrics.record_response,
             clock=clock,

@@ -5,47 +5,41 @@ Every answer under /v2 and /predict is JSON, and every answer that is not 200 is
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from edge import __version__, oip
-from edge.errors import BodyTooLargeError, EdgeError, QueueFullError, UnsupportedEncodingError
-from edge.manifest import Model
+from edge import __version__
+from edge.errors import EdgeError, InputError
+from edge.extensions import (
+    EXTENSIONS,
+    PLATFORM_FROM_BACKEND,
+    backend_of,
+    model_config,
+    model_stats,
+    repository_index,
+)
+from edge.http_answer import AGENT_FAILED, HttpAnswer, answer_from_error, too_large
+from edge.infer import Inference, Shortcut
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from edge.predict import ImageRequests
-from edge.serving import ServedModel, Serving
-from edge.spec import TensorSpec, check_feeds, check_tensor
+from edge.serving import Serving
+from edge.spec import TensorSpec
 from edge.telemetry import report_from_serving
 
 SERVER_NAME = "edge-agent"
-RETRY_AFTER_S = 1
 
 logger = logging.getLogger(__name__)
 
-# The only place that turns an error into a status; a code that is not here is a 500.
-_STATUS_FROM_CODE = {
-    "input": 400,
-    "body-too-large": 413,
-    "unsupported-encoding": 415,
-    "unknown-model": 404,
-    "queue-full": 429,
-    "not-ready": 503,
-    "deadline": 504,
-}
-_PLATFORM_FROM_BACKEND = {
-    "ort": "onnx_onnxv1",
-    "trt": "tensorrt_plan",
-    "trt-rtx": "tensorrt_plan",
-}
+
+class _IndexRequest(msgspec.Struct, frozen=True):
+    ready: bool = False
 
 
 def create_app(
@@ -58,16 +52,23 @@ def create_app(
 ) -> Flask:
     """Return the WSGI application that answers for serving.
 
-    max_requests: inference requests that may be inside at once. The server needs a few threads
-    more, so that the refusal of the next one, health and metrics never wait for a model.
+    max_requests: inference requests to one model that may be inside at once. The server needs a
+    few threads more, so that the refusal of the next one, health and metrics never wait.
     """
     app = Flask(SERVER_NAME, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False
     _register_errors(app, max_body_bytes)
-    places = threading.BoundedSemaphore(max_requests)
     images = ImageRequests()
+    inference = Inference(
+        serving,
+        max_body_bytes=max_body_bytes,
+        max_requests=max_requests,
+        request_timeout_s=request_timeout_s,
+        clock=clock,
+    )
+    app.wsgi_app = Shortcut(app.wsgi_app, inference, serving)  # type: ignore[method-assign]
 
     @app.after_request
     def count(response: Response) -> Response:
@@ -83,19 +84,15 @@ def create_app(
         return _error(503, f"not ready: {serving.condition}", ready=False)
 
     def server_metadata() -> Response:
-        return _json(
-            {"name": SERVER_NAME, "version": __version__, "extensions": ["binary_tensor_data"]}
-        )
+        return _json({"name": SERVER_NAME, "version": __version__, "extensions": EXTENSIONS})
 
     def model_metadata(name: str, version: str | None = None) -> Response:
         model = serving.model(name, version)
-        served = serving.served.get(name)
-        variant = model.variants[0] if served is None else served.choice.variant
         return _json(
             {
                 "name": model.name,
                 "versions": [model.version],
-                "platform": _PLATFORM_FROM_BACKEND[variant.backend],
+                "platform": PLATFORM_FROM_BACKEND[backend_of(serving, model)],
                 "inputs": [_metadata(spec) for spec in model.inputs],
                 "outputs": [_metadata(spec) for spec in model.outputs],
             }
@@ -108,30 +105,28 @@ def create_app(
         return _error(503, f"model {name!r} is not ready: {serving.condition}", ready=False)
 
     def infer(name: str, version: str | None = None) -> Response:
-        return answered(serving.served_model(name, version), _parse)
+        return _response(inference.infer(request.environ, name, version))
 
     def predict(name: str) -> Response:
         parse = functools.partial(images.parse, request, timeout_s=request_timeout_s)
-        return answered(serving.served_model(name, None), parse)
+        return _response(inference.answer(serving.served_model(name, None), parse))
 
-    def answered(served: ServedModel, parse: Callable[[Model], oip.InferRequest]) -> Response:
-        started = clock()
+    def config(name: str, version: str | None = None) -> Response:
+        return _json(model_config(serving, serving.model(name, version)))
+
+    def stats(name: str, version: str | None = None) -> Response:
+        return _json(model_stats(serving, (serving.model(name, version),)))
+
+    def all_stats() -> Response:
+        return _json(model_stats(serving, serving.bundle.manifest.models))
+
+    def index() -> Response:
+        body = request.get_data(cache=False)
         try:
-            with _place(places, max_requests):
-                parsed = parse(served.model)
-                answer = served.worker.infer(parsed.feeds, deadline=started + request_timeout_s)
-                encoded = oip.encode_infer(
-                    answer.outputs,
-                    parsed,
-                    model=served.model.name,
-                    version=served.model.version,
-                    outputs=served.model.outputs,
-                )
-        except EdgeError as error:
-            served.metrics.record_error(error.code)
-            raise
-        served.record_answer(answer, total_s=clock() - started)
-        return Response(encoded.body, headers=encoded.headers)
+            asked = msgspec.json.decode(body or b"{}", type=_IndexRequest)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise InputError(f'the body is not {{"ready": true or false}}: {error}') from error
+        return _json(repository_index(serving, ready_only=asked.ready))
 
     def metrics() -> Response:
         return Response(serving.metrics.exposition(), content_type=METRICS_CONTENT_TYPE)
@@ -147,6 +142,11 @@ def create_app(
         ("/v2/models/<name>/versions/<version>", model_metadata),
         ("/v2/models/<name>/ready", model_ready),
         ("/v2/models/<name>/versions/<version>/ready", model_ready),
+        ("/v2/models/<name>/config", config),
+        ("/v2/models/<name>/versions/<version>/config", config),
+        ("/v2/models/<name>/stats", stats),
+        ("/v2/models/<name>/versions/<version>/stats", stats),
+        ("/v2/models/stats", all_stats),
         ("/metrics", metrics),
         ("/telemetry", telemetry),
     ):
@@ -156,19 +156,13 @@ def create_app(
     for rule in ("/v2/models/<name>/infer", "/v2/models/<name>/versions/<version>/infer"):
         app.add_url_rule(rule, view_func=infer, methods=["POST"])
     app.add_url_rule("/predict/<name>", view_func=predict, methods=["POST"])
+    app.add_url_rule("/v2/repository/index", view_func=index, methods=["POST"])
     return app
 
 
 def _register_errors(app: Flask, max_body_bytes: int) -> None:
     def edge_error(error: EdgeError) -> Response:
-        status = _STATUS_FROM_CODE.get(error.code, 500)
-        if status == 500:
-            logger.debug("request failed path=%s: %s", request.path, error)
-            return _error(500, "the model failed to run this request; the agent's log says why")
-        response = _error(status, str(error))
-        if status == 429:
-            response.headers["Retry-After"] = str(RETRY_AFTER_S)
-        return response
+        return _response(answer_from_error(error))
 
     def http_error(error: HTTPException) -> Response:
         if error.code == 404:
@@ -182,57 +176,25 @@ def _register_errors(app: Flask, max_body_bytes: int) -> None:
             response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", ())))
         return response
 
-    def too_large(_: RequestEntityTooLarge) -> Response:
-        return edge_error(
-            BodyTooLargeError(
-                f"the request body exceeds {max_body_bytes} bytes; send fewer rows at once, or "
-                "raise max_body_bytes"
-            )
-        )
+    def entity_too_large(_: RequestEntityTooLarge) -> Response:
+        return edge_error(too_large(max_body_bytes))
 
     def unexpected(error: Exception) -> Response:
         logger.error("request failed path=%s", request.path, exc_info=error)
-        return _error(500, "the agent failed to answer this request; its log says why")
+        return _error(500, AGENT_FAILED)
 
-    app.register_error_handler(RequestEntityTooLarge, too_large)
+    app.register_error_handler(RequestEntityTooLarge, entity_too_large)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(EdgeError, edge_error)
     app.register_error_handler(Exception, unexpected)
 
 
-@contextlib.contextmanager
-def _place(places: threading.BoundedSemaphore, count: int) -> Iterator[None]:
-    """Hold one of the places for requests, or refuse at once."""
-    if not places.acquire(blocking=False):
-        raise QueueFullError(f"{count} requests are being answered already; retry later")
-    try:
-        yield
-    finally:
-        places.release()
-
-
-def _parse(model: Model) -> oip.InferRequest:
-    body = _body()
-    length = oip.json_length_from_header(
-        request.headers.get(oip.JSON_LENGTH_HEADER), body_bytes=len(body)
-    )
-    check = functools.partial(check_tensor, specs=model.inputs, profile=model.profile)
-    parsed = oip.parse_infer(body, length, outputs=model.outputs, check=check)
-    check_feeds(parsed.feeds, model.inputs, model.profile)
-    return parsed
-
-
-def _body() -> bytes:
-    encoding = request.headers.get("Content-Encoding", "identity")
-    if encoding.lower() != "identity":
-        raise UnsupportedEncodingError(
-            f"Content-Encoding {encoding!r} is not supported; send the body uncompressed"
-        )
-    return request.get_data(cache=False)
-
-
 def _metadata(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.wire_shape}
+
+
+def _response(answer: HttpAnswer) -> Response:
+    return Response(answer.body, status=answer.status, headers=answer.headers)
 
 
 def _error(status: int, message: str, **facts: bool) -> Response:

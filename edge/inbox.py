@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from edge.batching import Extent, Plan
 from edge.errors import DeadlineError, NotReadyError, QueueFullError
+from edge.oip import NORMAL_PRIORITY
 from edge.spec import AnyArray, Feeds
 
-NORMAL_PRIORITY = 5  # 1 is the most urgent; the protocol's 0 means this one
 # A caller runs a request itself only then: it could not leave at its deadline.
 SHORT_RUN_S = 0.010
 _WINDOW_SHARE = 0.5  # of a run

@@ -18,6 +18,7 @@ from edge.manifest import Model
 from edge.preparing import Prepare, Preparer
 from edge.self_test import SelfTest, run_self_test
 from edge.serving import ServedModel, Serving
+from edge.statistics import ModelStatistics
 from edge.target import Target, detect_target
 from edge.worker import Worker
 
@@ -114,6 +115,7 @@ class Loader:
             raise AttemptError("open-failed", str(error)) from error
         finally:
             self.is_building = False
+        statistics = ModelStatistics()
         worker = Worker(
             model.name,
             open_session,
@@ -128,6 +130,7 @@ class Loader:
             queue_bytes=self._config.queue_bytes,
             window_s=self._config.batch_window_ms / 1e3,
             inline=choice.means == "ort-cpu",
+            note_run=statistics.record_run,
             stall_timeout_s=self._config.stall_timeout_s,
             clock=self._clock,
         )
@@ -148,6 +151,7 @@ class Loader:
             worker=worker,
             metrics=self._serving.metrics.for_model(model.name),
             latency=LatencyWindow(),
+            statistics=statistics,
         )
 
     def _self_test(self, worker: Worker, model: Model, choice: Choice) -> SelfTest:

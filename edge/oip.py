@@ -23,6 +23,8 @@ from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Datatype, TensorSpec
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 MAX_RANK = 32
 MAX_TENSORS = 1024
+NORMAL_PRIORITY = 5  # 1 is the most urgent; the protocol's 0 means this one
+MAX_PRIORITY = 9
 _MAX_LENGTH_DIGITS = 15
 
 
@@ -36,11 +38,22 @@ class WantedOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:
-    """A parsed request. Feeds of binary tensors are read-only views of the body."""
+    """A parsed request. Feeds of binary tensors are read-only views of the body.
+
+    timeout_s: how long the client waits, None if it does not say. priority: see `inbox`.
+    """
 
     id: str | None
     feeds: dict[str, AnyArray]
     wanted: tuple[WantedOutput, ...]
+    timeout_s: float | None = None
+    priority: int = NORMAL_PRIORITY
+
+    @property
+    def rows(self) -> int:
+        """Size of the first axis of the first input."""
+        shape = next(iter(self.feeds.values())).shape
+        return shape[0] if shape else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +109,8 @@ class _Output(msgspec.Struct, frozen=True):
 
 class _RequestParameters(msgspec.Struct, frozen=True):
     binary_data_output: bool = False
+    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0  # microseconds, 0 for none
+    priority: Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)] = 0
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -109,20 +124,15 @@ _REQUEST = msgspec.json.Decoder(_Request)
 
 
 def json_length_from_header(value: str | None, *, body_bytes: int) -> int | None:
-    """Return the length of the JSON part, or None if the header is absent.
+    """Return the length of the JSON part, None if the header is absent; 0 is `parse_raw`'s.
 
-    Raises InputError unless the value is a decimal number in 1..body_bytes.
+    Raises InputError unless the value is a decimal number in 0..body_bytes.
     """
     if value is None:
         return None
     if not (value.isascii() and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS):
         raise InputError(f"{JSON_LENGTH_HEADER} must be a decimal number of bytes")
     length = int(value)
-    if length == 0:
-        raise InputError(
-            f"{JSON_LENGTH_HEADER} 0 (a raw tensor without JSON) is not supported; "
-            "describe the input in JSON"
-        )
     if length > body_bytes:
         raise InputError(
             f"{JSON_LENGTH_HEADER} is {length}, but the body has only {body_bytes} bytes"
@@ -171,7 +181,45 @@ def parse_infer(
             f"the body has {len(tail)} bytes after its JSON part, the inputs account for {offset}; "
             "check binary_data_size and Content-Length"
         )
-    return InferRequest(id=request.id, feeds=feeds, wanted=_wanted(request, outputs))
+    parameters = request.parameters
+    return InferRequest(
+        id=request.id,
+        feeds=feeds,
+        wanted=_wanted(request, outputs),
+        timeout_s=parameters.timeout / 1e6 or None,
+        priority=parameters.priority or NORMAL_PRIORITY,
+    )
+
+
+def parse_raw(
+    body: bytes, *, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> InferRequest:
+    """Return the request whose body is nothing but one row of the only input.
+
+    One dimension behind the batch may vary: it follows from the length. All outputs are binary.
+    Raises InputError.
+    """
+    if len(inputs) != 1 or not inputs[0].shape:
+        raise InputError(
+            f"a body without JSON needs a model with one input; this one takes "
+            f"{[spec.name for spec in inputs]}"
+        )
+    spec = inputs[0]
+    row = [1, *spec.shape[1:]]
+    varying = [axis for axis, dim in enumerate(row) if isinstance(dim, str)]
+    known = math.prod(dim for dim in row if isinstance(dim, int)) * spec.dtype.itemsize
+    if len(varying) > 1 or len(body) % known or not body or (not varying and len(body) != known):
+        raise InputError(
+            f"a body of {len(body)} bytes is no row of input {spec.name!r}, which is "
+            f"{spec.wire_shape} of {spec.datatype}; describe it in JSON"
+        )
+    for axis in varying:
+        row[axis] = len(body) // known
+    if spec.datatype == "BOOL" and np.any(np.frombuffer(body, dtype=np.uint8) > 1):
+        raise InputError(f"input {spec.name!r}: a BOOL byte must be 0 or 1")
+    feeds = {spec.name: np.frombuffer(body, dtype=spec.dtype).reshape(row)}
+    wanted = tuple(WantedOutput(name=output.name, binary=True) for output in outputs)
+    return InferRequest(id=None, feeds=feeds, wanted=wanted)
 
 
 def encode_infer(

@@ -17,6 +17,7 @@ from edge.latency import LatencyWindow
 from edge.metrics import Metrics, ModelMetrics, ModelState, State
 from edge.probes import Sample
 from edge.self_test import SelfTest
+from edge.statistics import ModelStatistics
 from edge.target import Target
 from edge.worker import Worker
 
@@ -33,6 +34,7 @@ class ServedModel:
     worker: Worker
     metrics: ModelMetrics
     latency: LatencyWindow
+    statistics: ModelStatistics
 
     @property
     def degradation(self) -> str | None:
@@ -44,9 +46,23 @@ class ServedModel:
             "why, ready_on_cpu accepts it"
         )
 
-    def record_answer(self, answer: Answer, *, total_s: float) -> None:
-        """Count one answered request."""
+    def record_error(self, code: str, *, total_s: float) -> None:
+        """Count one request that ended with an error."""
+        self.metrics.record_error(code)
+        self.statistics.record_failure(code, total_s)
+
+    def record_answer(
+        self, answer: Answer, *, rows: int, parse_s: float, encode_s: float, total_s: float
+    ) -> None:
+        """Count one answered request of so many rows."""
         times = {"queue_s": answer.queue_s, "compute_s": answer.compute_s, "total_s": total_s}
+        self.statistics.record_answer(
+            rows=rows,
+            parse_s=parse_s,
+            queue_s=answer.queue_s,
+            compute_s=answer.compute_s,
+            encode_s=encode_s,
+        )
         self.metrics.record_answer(**times)
         self.latency.record(**times)
 

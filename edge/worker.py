@@ -16,7 +16,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from edge.batching import Plan
 from edge.errors import EdgeError, InferenceError, InputError
-from edge.inbox import NORMAL_PRIORITY, Answer, Inbox, Request, too_late
+from edge.inbox import Answer, Inbox, Request, too_late
+from edge.oip import NORMAL_PRIORITY
 from edge.session import Session
 from edge.spec import Feeds
 
@@ -30,6 +31,7 @@ class Worker:
 
     plan: how requests are joined. queue_size, queue_bytes: what may wait. window_s: the longest
     wait for company. inline: whether the session may be run by the threads of callers.
+    note_run: told the rows and seconds of every run.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Worker:
         window_s: float,
         stall_timeout_s: float,
         inline: bool = False,
+        note_run: Callable[[int, float], None] = lambda rows, run_s: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -50,6 +53,7 @@ class Worker:
         self._open_session = open_session
         self._plan = plan
         self._inline = inline
+        self._note_run = note_run
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
         self._inbox = Inbox(
@@ -114,6 +118,11 @@ class Worker:
         return not self._thread.is_alive()
 
     @property
+    def max_batch_rows(self) -> int:
+        """Rows that may run together; 1 if requests are never joined."""
+        return self._plan.max_rows
+
+    @property
     def queue_depth(self) -> int:
         """The number of requests that wait."""
         return self._inbox.depth
@@ -167,6 +176,7 @@ class Worker:
         self._inbox.note_run(len(batch), compute_s)
         extents = [request.extent for request in batch]
         rows = sum(extent.rows for extent in extents)
+        self._note_run(rows, compute_s)
         for request, part in zip(batch, self._plan.split(outputs, extents), strict=True):
             queue_s = started - request.submitted
             request.answer.set_result(

@@ -37,8 +37,9 @@ LAZY = {
 # The modules of edge, lowest layer first; a module imports from lower layers only.
 EDGE_LAYERS = (
     {"edge"},
-    {"devices", "errors", "installed", "latency", "notify", "probes"},
-    {"config", "console", "cuda_graph", "cuda_query", "files", "onnxruntime_library", "spec"},
+    {"devices", "errors", "installed", "latency", "notify", "probes", "statistics"},
+    {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer"},
+    {"onnxruntime_library", "spec"},
     {"images"},
     {"cuda_library", "manifest", "oip_json", "session", "tensorrt_library", "trust"},
     {"batching", "bundle", "engine_builder", "metrics", "oip", "ort_session", "sealed"},
@@ -47,7 +48,7 @@ EDGE_LAYERS = (
     {"choice", "trt_engine"},
     {"serving", "trt_session"},
     {"engine_child"},
-    {"engine_process", "predict", "telemetry"},
+    {"engine_process", "extensions", "infer", "predict", "telemetry"},
     {"api", "engine_job", "preparing"},
     {"loading"},
     {"agent", "doctor"},

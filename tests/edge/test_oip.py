@@ -279,8 +279,57 @@ def test_json_length_must_lie_inside_the_body() -> None:
     assert oip.json_length_from_header("100", body_bytes=100) == 100
     with pytest.raises(InputError, match="only 100 bytes"):
         oip.json_length_from_header("101", body_bytes=100)
-    with pytest.raises(InputError, match="raw tensor"):
-        oip.json_length_from_header("0", body_bytes=100)
+    assert oip.json_length_from_header("0", body_bytes=100) == 0
+
+
+def spec(*shape: int | str, datatype: Datatype = "FP32") -> tuple[TensorSpec, ...]:
+    return (TensorSpec(name="x", datatype=datatype, shape=shape),)
+
+
+def raw(body: bytes, inputs: tuple[TensorSpec, ...]) -> np.ndarray:
+    parsed = oip.parse_raw(body, inputs=inputs, outputs=OUTPUTS)
+    assert [(w.name, w.binary) for w in parsed.wanted] == [(o.name, True) for o in OUTPUTS]
+    return parsed.feeds["x"]
+
+
+def test_a_body_of_nothing_but_a_tensor_is_one_row_whose_length_may_vary() -> None:
+    values = np.arange(6, dtype=np.float32)
+    np.testing.assert_array_equal(
+        raw(values.tobytes(), spec("batch", 2, 3)), values.reshape(1, 2, 3)
+    )
+    np.testing.assert_array_equal(raw(values.tobytes(), spec("batch", "n")), values.reshape(1, 6))
+    np.testing.assert_array_equal(
+        raw(values.tobytes(), spec("batch", "n", 3)), values.reshape(1, 2, 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs"),
+    [
+        (b"", spec("batch", "n")),
+        (bytes(7), spec("batch", "n")),
+        (bytes(16), spec("batch", 3)),
+        (bytes(24), spec("batch", 3)),
+        (bytes(24), spec("batch", "h", "w")),
+        (bytes(4), ()),
+        (bytes(4), (*spec("batch", 1), *spec("batch", 1))),
+        (b"\x02", spec("batch", 1, datatype="BOOL")),
+    ],
+)
+def test_a_body_that_is_no_row_of_the_only_input_is_refused(
+    body: bytes, inputs: tuple[TensorSpec, ...]
+) -> None:
+    with pytest.raises(InputError, match=r"no row of input|one input|BOOL byte"):
+        oip.parse_raw(body, inputs=inputs, outputs=OUTPUTS)
+
+
+def test_the_time_limit_and_the_priority_of_a_request_are_read() -> None:
+    parsed = parse(tensor(), parameters={"timeout": 1500, "priority": 2})
+    assert (parsed.timeout_s, parsed.priority) == (0.0015, 2)
+    assert (parse(tensor()).timeout_s, parse(tensor()).priority) == (None, oip.NORMAL_PRIORITY)
+    for bad in ({"timeout": -1}, {"priority": 10}, {"priority": "high"}):
+        with pytest.raises(InputError):
+            parse(tensor(), parameters=bad)
 
 
 def encode(results: dict[str, np.ndarray], **fields: Any) -> oip.InferResponse:

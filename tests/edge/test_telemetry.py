@@ -12,6 +12,7 @@ from edge.manifest import bytes_from_manifest
 from edge.probes import Sample
 from edge.self_test import SelfTest
 from edge.serving import ServedModel, Serving
+from edge.statistics import ModelStatistics
 from edge.telemetry import report_from_serving
 from edge.trust import public_key_from_pem
 from edge.worker import Answer
@@ -37,6 +38,7 @@ def make_serving(*, signed: bool = True) -> Serving:
             worker=affine_worker(FakeSession),
             metrics=serving.metrics.for_model("affine"),
             latency=LatencyWindow(),
+            statistics=ModelStatistics(),
         )
     }
     return serving
@@ -78,8 +80,10 @@ def test_a_model_reports_its_variant_the_reason_and_the_refused_ones() -> None:
 def test_latency_and_outcomes_are_those_recorded() -> None:
     serving = make_serving()
     answer = Answer(outputs={}, queue_s=0.001, compute_s=0.004, batch_rows=1)
-    serving.served["affine"].record_answer(answer, total_s=0.006)
-    serving.served["affine"].metrics.record_error("deadline")
+    serving.served["affine"].record_answer(
+        answer, rows=1, parse_s=0.0005, encode_s=0.0005, total_s=0.006
+    )
+    serving.served["affine"].record_error("deadline", total_s=1.0)
     model = report(serving)["models"][0]
     assert model["requests"] == {"ok": 1, "deadline": 1}
     assert model["latency"]["stages"]["compute"] == {"p50_ms": 4.0, "p95_ms": 4.0, "p99_ms": 4.0}

@@ -1,0 +1,104 @@
+"""The Open Inference Protocol's extensions that clients of Triton know: config, statistics, index.
+
+Sources: triton-inference-server/server docs/protocol, extension_model_configuration.md,
+extension_statistics.md and extension_model_repository.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge.manifest import Backend, Model
+from edge.serving import Serving
+from edge.spec import Datatype, TensorSpec
+
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+PLATFORM_FROM_BACKEND: dict[Backend, str] = {
+    "ort": "onnx_onnxv1",
+    "trt": "tensorrt_plan",
+    "trt-rtx": "tensorrt_plan",
+}
+_TRITON_BACKEND: dict[Backend, str] = {
+    "ort": "onnxruntime",
+    "trt": "tensorrt",
+    "trt-rtx": "tensorrt",
+}
+_TYPE_FROM_DATATYPE: dict[Datatype, str] = {
+    datatype: f"TYPE_{datatype}"
+    for datatype in (
+        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
+        "FP32", "FP64",
+    )
+}  # fmt: skip
+
+
+def backend_of(serving: Serving, model: Model) -> Backend:
+    """Return what serves a model, or would first, while it opens."""
+    served = serving.served.get(model.name)
+    return (model.variants[0] if served is None else served.choice.variant).backend
+
+
+def model_config(serving: Serving, model: Model) -> dict[str, Any]:
+    """Return a model's ModelConfig; dims leave the batch out where max_batch_size is not 0."""
+    served = serving.served.get(model.name)
+    rows = max_batch_size(model)
+    backend = backend_of(serving, model)
+    on_gpu = served is not None and served.choice.on_gpu
+    config: dict[str, Any] = {
+        "name": model.name,
+        "platform": PLATFORM_FROM_BACKEND[backend],
+        "backend": _TRITON_BACKEND[backend],
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": rows,
+        "input": [_tensor(spec, rows) for spec in model.inputs],
+        "output": [_tensor(spec, rows) for spec in model.outputs],
+        "instance_group": [{"kind": "KIND_GPU" if on_gpu else "KIND_CPU", "count": 1}],
+        "model_transaction_policy": {"decoupled": False},
+        "parameters": {},
+    }
+    if served is not None and served.worker.max_batch_rows > 1:
+        config["dynamic_batching"] = {
+            "preferred_batch_size": [served.worker.max_batch_rows],
+            "priority_levels": 9,
+            "default_priority_level": 5,
+        }
+    return config
+
+
+def max_batch_size(model: Model) -> int:
+    """Return the largest batch, or 0 for a model whose tensors do not all begin with one."""
+    first = {spec.shape[0] if spec.shape else 0 for spec in (*model.inputs, *model.outputs)}
+    is_batched = len(first) == 1 and isinstance(next(iter(first)), str)
+    sizes = [bounds.max[0] for bounds in model.profile.ranges.values() if bounds.max]
+    return min(sizes) if is_batched and sizes else 0
+
+
+def model_stats(serving: Serving, models: tuple[Model, ...]) -> dict[str, Any]:
+    """Return the counters of some models; those that are not open yet have none."""
+    served = [(model, serving.served.get(model.name)) for model in models]
+    reports = [
+        one.statistics.report(model.name, model.version) for model, one in served if one is not None
+    ]
+    return {"model_stats": reports}
+
+
+def repository_index(serving: Serving, *, ready_only: bool) -> list[dict[str, str]]:
+    """Return every model of the bundle with its state."""
+    entries = []
+    for model in serving.bundle.manifest.models:
+        ready = serving.is_model_ready(model.name)
+        if ready or not ready_only:
+            entries.append(
+                {
+                    "name": model.name,
+                    "version": model.version,
+                    "state": "READY" if ready else "UNAVAILABLE",
+                    "reason": "" if ready else serving.condition,
+                }
+            )
+    return entries
+
+
+def _tensor(spec: TensorSpec, rows: int) -> dict[str, Any]:
+    dims = spec.wire_shape[1:] if rows else spec.wire_shape
+    return {"name": spec.name, "data_type": _TYPE_FROM_DATATYPE[spec.datatype], "dims": dims}
