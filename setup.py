@@ -15,13 +15,13 @@ CORE = [
     "click>=8.1",
     "cryptography>=42",
     "flask>=3.0",
+    "httptools>=0.6",
     "msgspec>=0.18",
     "numpy>=1.24",
     "pillow>=10",
     "prometheus-client>=0.20",
     "psutil>=5.9",
     "securesystemslib>=1.1",
-    "waitress>=3.0.1",
 ]
 
 ORT = ["onnxruntime>=1.18"]

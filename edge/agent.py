@@ -20,18 +20,20 @@ from edge.api import create_app
 from edge.bundle import Bundle, open_bundle
 from edge.config import AgentConfig
 from edge.errors import EdgeError, InferenceError
+from edge.http_server import TURN_S, AppHandler, HttpServer, Loop
+from edge.infer import Inference, InferHandler
 from edge.loading import Loader
 from edge.notify import Notifier
 from edge.preparing import Prepare
 from edge.probes import ProbeChain, PsutilProbe
 from edge.serving import Serving
 from edge.trust import trusted_keys_in
-from edge.wsgi import TURN_S, HttpServer
 
 SAMPLE_INTERVAL_S = 2.0
-# A request holds a thread until it is answered; health, metrics and refusals need one as well.
-SPARE_HTTP_THREADS = 4
 _STOP_S = 1.0
+# The event loop and the workers pass requests to and fro; with Python's 5 ms, whoever is busy keeps
+# the other waiting: p99 of 64 connections 85 ms instead of 57, and 30 % less throughput.
+SWITCH_INTERVAL_S = 0.0005
 # While an engine is built, systemd is asked for this much time, this often.
 _EXTENSION_S = 120.0
 _EXTEND_EVERY_S = 30.0
@@ -92,20 +94,21 @@ class Agent:
             allow_unsigned=config.allow_unsigned,
             ready_on_cpu=config.ready_on_cpu,
         )
-        max_requests = config.queue_size + 1  # one runs
-        models = len(bundle.manifest.models)
-        app = create_app(
+        inference = Inference(
             serving,
             max_body_bytes=config.max_body_bytes,
-            max_requests=max_requests,
+            max_waiting=config.queue_size,
             request_timeout_s=config.request_timeout_s,
             clock=clock,
         )
+        loop = Loop()
+        app = AppHandler(create_app(inference, max_body_bytes=config.max_body_bytes), loop)
+        handler = InferHandler(inference, loop, app)
         server = HttpServer.open(
-            app,
+            handler,
+            loop,
             host=config.host,
             port=config.port,
-            threads=models * max_requests + SPARE_HTTP_THREADS,
             max_body_bytes=config.max_body_bytes,
             on_refusal=serving.metrics.record_response,
             clock=clock,
@@ -209,6 +212,7 @@ def serve(config: AgentConfig, *, environ: Mapping[str, str] = os.environ) -> in
 
     Raises the EdgeError that keeps it from serving.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with _on_stop_signal(sys.exit):  # while verifying there is nothing to finish
         agent = Agent.open(config, notifier=Notifier.from_environ(environ))
     with _on_stop_signal(agent.request_stop):

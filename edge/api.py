@@ -5,10 +5,7 @@ Every answer under /v2 and /predict is JSON, and every answer that is not 200 is
 
 from __future__ import annotations
 
-import functools
 import logging
-import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,10 +23,8 @@ from edge.extensions import (
     repository_index,
 )
 from edge.http_answer import AGENT_FAILED, HttpAnswer, answer_from_error, too_large
-from edge.infer import Inference, Shortcut
+from edge.infer import Inference, Route
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
-from edge.predict import ImageRequests
-from edge.serving import Serving
 from edge.spec import TensorSpec
 from edge.telemetry import report_from_serving
 
@@ -42,33 +37,17 @@ class _IndexRequest(msgspec.Struct, frozen=True):
     ready: bool = False
 
 
-def create_app(
-    serving: Serving,
-    *,
-    max_body_bytes: int,
-    max_requests: int,
-    request_timeout_s: float,
-    clock: Callable[[], float] = time.monotonic,
-) -> Flask:
-    """Return the WSGI application that answers for serving.
+def create_app(inference: Inference, *, max_body_bytes: int) -> Flask:
+    """Return the WSGI application that answers for what inference serves.
 
-    max_requests: inference requests to one model that may be inside at once. The server needs a
-    few threads more, so that the refusal of the next one, health and metrics never wait.
+    The agent's own server sends inference past it; see `infer.InferHandler`.
     """
+    serving, clock = inference.serving, inference.clock
     app = Flask(SERVER_NAME, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False
     _register_errors(app, max_body_bytes)
-    images = ImageRequests()
-    inference = Inference(
-        serving,
-        max_body_bytes=max_body_bytes,
-        max_requests=max_requests,
-        request_timeout_s=request_timeout_s,
-        clock=clock,
-    )
-    app.wsgi_app = Shortcut(app.wsgi_app, inference, serving)  # type: ignore[method-assign]
 
     @app.after_request
     def count(response: Response) -> Response:
@@ -105,11 +84,14 @@ def create_app(
         return _error(503, f"model {name!r} is not ready: {serving.condition}", ready=False)
 
     def infer(name: str, version: str | None = None) -> Response:
-        return _response(inference.infer(request.environ, name, version))
+        return answered(Route(name=name, version=version))
 
     def predict(name: str) -> Response:
-        parse = functools.partial(images.parse, request, timeout_s=request_timeout_s)
-        return _response(inference.answer(serving.served_model(name, None), parse))
+        return answered(Route(name=name, is_image=True))
+
+    def answered(route: Route) -> Response:
+        body = request.get_data(cache=False)
+        return _response(inference.answer(request.environ, body, route))
 
     def config(name: str, version: str | None = None) -> Response:
         return _json(model_config(serving, serving.model(name, version)))

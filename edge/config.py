@@ -63,11 +63,11 @@ class AgentConfig:
         metadata=_about("Largest request body.", low=1024, high=(1 << 31) - 1),
     )
     queue_size: int = field(
-        default=32,
+        default=64,
         metadata=_about(
             "Inference requests that may wait; more are refused at once, with status 429.",
             low=1,
-            high=512,
+            high=4096,
         ),
     )
     queue_bytes: int = field(

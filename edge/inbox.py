@@ -18,8 +18,6 @@ from edge.errors import DeadlineError, NotReadyError, QueueFullError
 from edge.oip import NORMAL_PRIORITY
 from edge.spec import AnyArray, Feeds
 
-# A caller runs a request itself only then: it could not leave at its deadline.
-SHORT_RUN_S = 0.010
 _WINDOW_SHARE = 0.5  # of a run
 _SMALLEST_WINDOW_S = 50e-6
 
@@ -90,11 +88,6 @@ class Inbox:
         return len(self._waiting)
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether nobody waits, nobody else is expected, and runs are known to be short."""
-        return not self._waiting and self._expected <= 1 and 0.0 < self._run_s < SHORT_RUN_S
-
-    @property
     def is_open(self) -> bool:
         """Whether requests are taken."""
         return self._is_open
@@ -113,7 +106,8 @@ class Inbox:
     def put(self, request: Request) -> None:
         """Add a request; raises NotReadyError when closed, QueueFullError when full."""
         with self._changed:
-            self.check_open()
+            if not self._is_open:
+                raise NotReadyError(f"model {self._name!r} is stopping; send the request elsewhere")
             size = request.size
             if len(self._waiting) >= self._max_requests:
                 raise QueueFullError(
@@ -126,11 +120,6 @@ class Inbox:
             self._waiting.append(request)
             self._bytes += size
             self._changed.notify()
-
-    def check_open(self) -> None:
-        """Raise NotReadyError when closed."""
-        if not self._is_open:
-            raise NotReadyError(f"model {self._name!r} is stopping; send the request elsewhere")
 
     def wait(self) -> bool:
         """Wait until there is a request; False once closed and empty."""
@@ -162,15 +151,10 @@ class Inbox:
             self._bytes = sum(request.size for request in left)
             return batch
 
-    def started(self, requests: list[Request]) -> list[Request]:
-        """Return those of some requests that are still wanted, running."""
-        now = self._clock()
-        return [request for request in requests if self._starts(request, now)]
-
     def note_run(self, requests: int, run_s: float) -> None:
         """Learn from a batch that is done: how many callers may come back, and what a run takes."""
         self._expected = requests + len(self._waiting)
-        self._run_s = max(run_s, 1e-9)
+        self._run_s = run_s
 
     def _wait_for_company(self) -> None:
         window_s = min(self.window_s, _WINDOW_SHARE * self._run_s)

@@ -1,7 +1,8 @@
 """Inference over HTTP, from the bytes of a request to those of its answer.
 
-Most requests are of this kind, so they do not pass through Flask: `Shortcut` recognises them by
-method and path and gives everything else on.
+`Inference` does it step by step and waits, for callers with a thread of their own. `InferHandler`
+is how the server does it: in the event loop, with no thread held while a request waits; only what
+is large is parsed and encoded elsewhere.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import functools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from werkzeug.wrappers import Request
 
 from edge import oip
 from edge.errors import EdgeError, InputError, QueueFullError
@@ -25,15 +29,24 @@ from edge.http_answer import (
     too_large,
     unpacked,
 )
+from edge.http_connection import Cancel, Handler, with_input
+from edge.http_server import Loop
+from edge.inbox import Answer, too_late
 from edge.manifest import Model
+from edge.pool import Pool
+from edge.predict import ImageRequests
 from edge.serving import ServedModel, Serving
 from edge.spec import check_feeds, check_tensor
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIEnvironment
 
 TIMEOUT_HEADER = "Edge-Timeout-Ms"
 INFER_PATH = re.compile(r"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer/?", re.ASCII)
+PREDICT_PATH = re.compile(r"/predict/([\w.-]+)/?", re.ASCII)
+# From here on a tensor is parsed or encoded outside the event loop.
+LARGE_BYTES = 64 << 10
+HELPERS = 2
 _MAX_DIGITS = 15
 
 logger = logging.getLogger(__name__)
@@ -42,10 +55,10 @@ Parse = Callable[[Model], oip.InferRequest]
 
 
 class Inference:
-    """Answers inference requests; may be used from any thread.
+    """Parses, runs, encodes and counts requests; may be used from any thread.
 
-    max_requests: of one model that may be inside at once; the next is refused before its body is
-    read, and requests for other models are not kept out.
+    max_waiting: requests for one model that may wait. So many and a batch may be inside; the next
+    is refused before it is parsed, and requests for other models are not kept out.
     """
 
     def __init__(
@@ -53,79 +66,85 @@ class Inference:
         serving: Serving,
         *,
         max_body_bytes: int,
-        max_requests: int,
+        max_waiting: int,
         request_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self.request_timeout_s = request_timeout_s
-        self._serving = serving
+        self.serving = serving
+        self.clock = clock
+        self.images = ImageRequests()
+        self._request_timeout_s = request_timeout_s
         self._max_body_bytes = max_body_bytes
-        self._max_requests = max_requests
-        self._clock = clock
-        self._places = {
-            model.name: threading.BoundedSemaphore(max_requests)
-            for model in serving.bundle.manifest.models
-        }
+        self._max_waiting = max_waiting
+        self._inside: dict[str, int] = {}
+        self._counting = threading.Lock()
 
-    def infer(self, environ: WSGIEnvironment, name: str, version: str | None) -> HttpAnswer:
-        """Return the answer to one request of the Open Inference Protocol; raises EdgeError."""
-        served = self._serving.served_model(name, version)
-        parse = functools.partial(self._parse, environ)
-        answer = self.answer(served, parse, timeout_s=_timeout_s(environ))
-        return packed(answer, environ.get("HTTP_ACCEPT_ENCODING", ""))
-
-    def answer(
-        self, served: ServedModel, parse: Parse, *, timeout_s: float | None = None
-    ) -> HttpAnswer:
-        """Parse, run, encode and count one request; raises EdgeError.
-
-        timeout_s: the client's own limit, beside that of the configuration and of the request.
-        """
-        started = self._clock()
+    def answer(self, environ: WSGIEnvironment, body: bytes, route: Route) -> HttpAnswer:
+        """Return the answer to one request; raises EdgeError."""
+        started = self.clock()
+        served = self.serving.served_model(route.name, route.version)
         try:
-            return self._answer(served, parse, started, timeout_s)
+            self.enter(served)
+            try:
+                parsed = self.parser(environ, body, route)(served.model)
+                begun = self.clock()
+                answer = served.worker.infer(
+                    parsed.feeds,
+                    deadline=started + self.limit_s(environ, parsed),
+                    priority=parsed.priority,
+                )
+                ended = self.clock()
+                encoded = self.encoded(served, parsed, answer)
+            finally:
+                self.leave(served)
         except EdgeError as error:
-            served.record_error(error.code, total_s=self._clock() - started)
+            served.record_error(error.code, total_s=self.clock() - started)
             raise
+        times = Times(started=started, begun=begun, ended=ended, done=self.clock())
+        times.record(served, parsed, answer)
+        return packed(encoded, environ.get("HTTP_ACCEPT_ENCODING", ""))
 
-    def _answer(
-        self, served: ServedModel, parse: Parse, started: float, timeout_s: float | None
-    ) -> HttpAnswer:
+    def enter(self, served: ServedModel) -> None:
+        """Count a request in; raises QueueFullError if there are too many."""
+        name, most = served.model.name, self._max_waiting + served.worker.max_batch_rows
+        with self._counting:
+            inside = self._inside.get(name, 0)
+            if inside >= most:
+                raise QueueFullError(
+                    f"{most} requests for model {name!r} are being answered already; retry later"
+                )
+            self._inside[name] = inside + 1
+
+    def leave(self, served: ServedModel) -> None:
+        """Count a request out."""
+        with self._counting:
+            self._inside[served.model.name] -= 1
+
+    def parser(self, environ: WSGIEnvironment, body: bytes, route: Route) -> Parse:
+        """Return what reads the request, once its model is known."""
+        if route.is_image:
+            request = Request(with_input(environ, body))
+            return functools.partial(self.images.parse, request, timeout_s=self._request_timeout_s)
+        return functools.partial(self._parse, environ, body)
+
+    def limit_s(self, environ: WSGIEnvironment, parsed: oip.InferRequest) -> float:
+        """Return how long the request may take: the shortest of all that is said about it."""
+        limits = (self._request_timeout_s, _timeout_s(environ), parsed.timeout_s)
+        return min(limit for limit in limits if limit is not None)
+
+    def encoded(self, served: ServedModel, parsed: oip.InferRequest, answer: Answer) -> HttpAnswer:
+        """Return the outputs as the request wants them; raises InputError if JSON cannot."""
         model = served.model
-        place = self._places[model.name]
-        if not place.acquire(blocking=False):
-            raise QueueFullError(
-                f"{self._max_requests} requests for model {model.name!r} are being answered "
-                "already; retry later"
-            )
-        try:
-            parsed = parse(model)
-            limits = (self.request_timeout_s, timeout_s, parsed.timeout_s)
-            deadline = started + min(limit for limit in limits if limit is not None)
-            begun = self._clock()
-            answer = served.worker.infer(parsed.feeds, deadline=deadline, priority=parsed.priority)
-            ended = self._clock()
-            encoded = oip.encode_infer(
-                answer.outputs,
-                parsed,
-                model=model.name,
-                version=model.version,
-                outputs=model.outputs,
-            )
-        finally:
-            place.release()
-        done = self._clock()
-        served.record_answer(
-            answer,
-            rows=parsed.rows,
-            parse_s=begun - started,
-            encode_s=done - ended,
-            total_s=done - started,
+        response = oip.encode_infer(
+            answer.outputs, parsed, model=model.name, version=model.version, outputs=model.outputs
         )
-        return HttpAnswer(status=200, body=encoded.body, headers=encoded.headers)
+        return HttpAnswer(status=200, body=response.body, headers=response.headers)
 
-    def _parse(self, environ: WSGIEnvironment, model: Model) -> oip.InferRequest:
-        body = self._body(environ)
+    def _parse(self, environ: WSGIEnvironment, body: bytes, model: Model) -> oip.InferRequest:
+        if len(body) > self._max_body_bytes:
+            raise too_large(self._max_body_bytes)
+        encoding = environ.get("HTTP_CONTENT_ENCODING", "")
+        body = unpacked(body, encoding, max_body_bytes=self._max_body_bytes)
         length = oip.json_length_from_header(
             environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"), body_bytes=len(body)
         )
@@ -137,52 +156,210 @@ class Inference:
         check_feeds(parsed.feeds, model.inputs, model.profile)
         return parsed
 
-    def _body(self, environ: WSGIEnvironment) -> bytes:
-        stream = environ["wsgi.input"]
-        given = environ.get("CONTENT_LENGTH")
-        if given:
-            if not given.isdecimal() or len(given) > _MAX_DIGITS:
-                raise InputError("Content-Length must be a decimal number of bytes")
-            if int(given) > self._max_body_bytes:
-                raise too_large(self._max_body_bytes)
-            body = stream.read(int(given))
-            if len(body) < int(given):
-                raise InputError("the body ends before its announced length")
-        else:
-            body = stream.read(self._max_body_bytes + 1)
-            if len(body) > self._max_body_bytes:
-                raise too_large(self._max_body_bytes)
-        encoding = environ.get("HTTP_CONTENT_ENCODING", "")
-        return unpacked(body, encoding, max_body_bytes=self._max_body_bytes)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """The model that a path names, and what is sent to it."""
+
+    name: str
+    version: str | None = None
+    is_image: bool = False
+
+    @classmethod
+    def of(cls, method: str, path: str) -> Route | None:
+        """Return where a request goes; None if it is no inference."""
+        if method != "POST":
+            return None
+        if match := INFER_PATH.fullmatch(path):
+            return cls(name=match[1], version=match[2])
+        if match := PREDICT_PATH.fullmatch(path):
+            return cls(name=match[1], is_image=True)
+        return None
 
 
-class Shortcut:
-    """A WSGI application: inference to `Inference`, everything else to the app behind it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """When a request came, was parsed, had run, and was encoded; seconds on one clock."""
 
-    def __init__(self, app: WSGIApplication, inference: Inference, serving: Serving) -> None:
-        self._app = app
-        self._inference = inference
-        self._serving = serving
+    started: float
+    begun: float
+    ended: float
+    done: float
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request."""
-        path = INFER_PATH.fullmatch(environ["PATH_INFO"])
-        if path is None or environ["REQUEST_METHOD"] != "POST":
-            return self._app(environ, start_response)
-        answer = self._answered(environ, path[1], path[2])
-        self._serving.metrics.record_response(answer.status)
-        headers = [*answer.headers.items(), ("Content-Length", str(len(answer.body)))]
-        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
-        return [answer.body]
+    def record(self, served: ServedModel, parsed: oip.InferRequest, answer: Answer) -> None:
+        """Count an answered request."""
+        served.record_answer(
+            answer,
+            rows=parsed.rows,
+            parse_s=self.begun - self.started,
+            encode_s=self.done - self.ended,
+            total_s=self.done - self.started,
+        )
 
-    def _answered(self, environ: WSGIEnvironment, name: str, version: Any) -> HttpAnswer:
+
+class InferHandler:
+    """Answers inference in the event loop, and leaves every other request to `otherwise`."""
+
+    def __init__(self, inference: Inference, loop: Loop, otherwise: Handler) -> None:
+        self.inference = inference
+        self.loop = loop
+        self.helpers = Pool(HELPERS, "infer")
+        self._otherwise = otherwise
+
+    def __call__(
+        self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
+    ) -> Cancel | None:
+        """Begin to answer one request."""
+        route = Route.of(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        if route is None:
+            return self._otherwise(environ, body, reply)
+        started, serving = self.inference.clock(), self.inference.serving
+
+        def send(answer: HttpAnswer) -> None:
+            serving.metrics.record_response(answer.status)
+            reply(packed(answer, environ.get("HTTP_ACCEPT_ENCODING", "")))
+
         try:
-            return self._inference.infer(environ, name, version)
+            served = serving.served_model(route.name, route.version)
         except EdgeError as error:
-            return answer_from_error(error)
-        except Exception as error:
-            logger.error("request failed path=%s", environ["PATH_INFO"], exc_info=error)
-            return json_error(500, AGENT_FAILED)
+            send(answer_from_error(error))
+            return None
+        call = _Call(self, served, environ, send, started)
+        call.begin(self.inference.parser(environ, body, route), len(body), route)
+        return call.cancel
+
+    def close(self) -> None:
+        """Stop the helpers, once they have done what they do."""
+        self.helpers.close()
+        self._otherwise.close()
+
+
+class _Call:
+    """One request on its way. All but `_parse` and `_encode` happen in the loop's thread."""
+
+    def __init__(
+        self,
+        handler: InferHandler,
+        served: ServedModel,
+        environ: WSGIEnvironment,
+        send: Callable[[HttpAnswer], None],
+        started: float,
+    ) -> None:
+        self._handler = handler
+        self._inference = handler.inference
+        self._loop = handler.loop
+        self._served = served
+        self._environ = environ
+        self._send = send
+        self._started = self._begun = started
+        self._is_inside = False
+        self._is_over = False
+        self._future: Future[Answer] | None = None
+
+    def begin(self, parse: Parse, size: int, route: Route) -> None:
+        """Take a place and parse."""
+        try:
+            self._inference.enter(self._served)
+        except EdgeError as error:
+            self._fail(error)
+            return
+        self._is_inside = True
+        self._do(self._parse, parse, elsewhere=route.is_image or size > LARGE_BYTES)
+
+    def cancel(self) -> None:
+        """Forget it: the client has gone."""
+        if not self._is_over:
+            self._served.record_error("cancelled", total_s=self._now() - self._started)
+        self._end()
+        if self._future is not None:
+            self._future.cancel()
+
+    def _parse(self, parse: Parse) -> None:
+        parsed = parse(self._served.model)
+        self._loop.call(self._guarded, self._submit, parsed)
+
+    def _submit(self, parsed: oip.InferRequest) -> None:
+        if self._is_over:
+            return
+        self._begun = self._now()
+        deadline = self._started + self._inference.limit_s(self._environ, parsed)
+        future = self._future = self._served.worker.submit(
+            parsed.feeds, deadline=deadline, priority=parsed.priority
+        )
+        if future.done():
+            self._finish(parsed, future)
+            return
+        timer = self._loop.events.call_later(deadline - self._begun, self._expire)
+
+        def finish() -> None:
+            timer.cancel()
+            self._guarded(self._finish, parsed, future)
+
+        future.add_done_callback(lambda _: self._loop.call(finish))
+
+    def _finish(self, parsed: oip.InferRequest, future: Future[Answer]) -> None:
+        if self._is_over:
+            return
+        try:
+            answer = future.result()
+        except CancelledError:
+            return
+        ended = self._now()
+        size = sum(array.nbytes for array in answer.outputs.values())
+        self._do(self._encode, parsed, answer, ended, elsewhere=size > LARGE_BYTES)
+
+    def _encode(self, parsed: oip.InferRequest, answer: Answer, ended: float) -> None:
+        encoded = self._inference.encoded(self._served, parsed, answer)
+        self._loop.call(self._guarded, self._succeed, parsed, answer, ended, encoded)
+
+    def _succeed(
+        self, parsed: oip.InferRequest, answer: Answer, ended: float, encoded: HttpAnswer
+    ) -> None:
+        if self._is_over:
+            return
+        self._end()
+        times = Times(started=self._started, begun=self._begun, ended=ended, done=self._now())
+        times.record(self._served, parsed, answer)
+        self._send(encoded)
+
+    def _expire(self) -> None:
+        if self._future is not None and not self._is_over:
+            self._future.cancel()
+            self._fail(too_late(self._served.model.name))
+
+    def _fail(self, error: Exception) -> None:
+        if self._is_over:
+            return
+        self._end()
+        if isinstance(error, EdgeError):
+            answer, code = answer_from_error(error), error.code
+        else:
+            logger.error("request failed path=%s", self._environ["PATH_INFO"], exc_info=error)
+            answer, code = json_error(500, AGENT_FAILED), "error"
+        self._served.record_error(code, total_s=self._now() - self._started)
+        self._send(answer)
+
+    def _end(self) -> None:
+        self._is_over = True
+        if self._is_inside:
+            self._is_inside = False
+            self._inference.leave(self._served)
+
+    def _do(self, step: Callable[..., None], *args: object, elsewhere: bool) -> None:
+        """Do a step here, or in a helper's thread if it takes long."""
+        if elsewhere:
+            self._handler.helpers.submit(functools.partial(self._guarded, step, *args))
+        else:
+            self._guarded(step, *args)
+
+    def _guarded(self, step: Callable[..., None], *args: object) -> None:
+        try:
+            step(*args)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            self._loop.call(self._fail, error)
+
+    def _now(self) -> float:
+        return self._inference.clock()
 
 
 def _timeout_s(environ: WSGIEnvironment) -> float | None:

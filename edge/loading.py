@@ -129,7 +129,6 @@ class Loader:
             queue_size=self._config.queue_size,
             queue_bytes=self._config.queue_bytes,
             window_s=self._config.batch_window_ms / 1e3,
-            inline=choice.means == "ort-cpu",
             note_run=statistics.record_run,
             stall_timeout_s=self._config.stall_timeout_s,
             clock=self._clock,

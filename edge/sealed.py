@@ -7,10 +7,12 @@ see memfd_create(2) and F_ADD_SEALS in fcntl(2).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +20,8 @@ from typing import BinaryIO
 from edge.errors import BundleError, StorageError
 from edge.files import CHUNK_BYTES, open_regular, storage_errors
 
+SEAL_ATTEMPTS = 50
+SEAL_PAUSE_S = 0.01
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -55,7 +59,15 @@ class Sealed:
     @classmethod
     def from_memory_file(cls, descriptor: int) -> Sealed:
         """Seal what a child wrote into a memory file that it was given."""
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        for attempt in range(SEAL_ATTEMPTS):
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+                break
+            except OSError as error:
+                # The kernel may hold one of the pages for a moment longer than the write.
+                if error.errno != errno.EBUSY or attempt == SEAL_ATTEMPTS - 1:
+                    raise
+                time.sleep(SEAL_PAUSE_S)
         return cls(descriptor, os.fstat(descriptor).st_size)
 
     @classmethod

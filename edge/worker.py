@@ -1,8 +1,7 @@
 """The Worker: opens a Session, runs requests on it one batch at a time, and closes it.
 
-Callers wait in `infer`; the inbox between them and the worker's thread is bounded, and a request
-whose deadline has passed is dropped before it costs any compute. A backend that may be called from
-any thread is called from the caller's own when nobody else waits: two changes of thread less.
+The inbox between callers and the worker's thread is bounded, and a request whose deadline has
+passed is dropped before it costs any compute.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ class Worker:
     """Runs the requests of one model. All methods may be called from any thread.
 
     plan: how requests are joined. queue_size, queue_bytes: what may wait. window_s: the longest
-    wait for company. inline: whether the session may be run by the threads of callers.
-    note_run: told the rows and seconds of every run.
+    wait for company. note_run: told the rows and seconds of every run.
     """
 
     def __init__(
@@ -44,7 +42,6 @@ class Worker:
         queue_bytes: int,
         window_s: float,
         stall_timeout_s: float,
-        inline: bool = False,
         note_run: Callable[[int, float], None] = lambda rows, run_s: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,7 +49,6 @@ class Worker:
         self.consecutive_failures = 0
         self._open_session = open_session
         self._plan = plan
-        self._inline = inline
         self._note_run = note_run
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
@@ -64,8 +60,6 @@ class Worker:
             window_s=window_s,
             clock=clock,
         )
-        self._session: Session | None = None
-        self._turn = threading.Lock()  # of the session
         self._run_started: float | None = None
         self._opened: Future[None] = Future()
         # A daemon, so that a hung backend call cannot keep the process from exiting.
@@ -79,33 +73,35 @@ class Worker:
     def infer(
         self, feeds: Feeds, *, deadline: float | None, priority: int = NORMAL_PRIORITY
     ) -> Answer:
-        """Return the answer to one request, waiting for its turn.
+        """Return the answer to one request, waiting for its turn; see `submit`.
 
-        deadline: on the worker's clock; None waits for ever. priority: see `inbox`.
-        Raises QueueFullError at once if the inbox is full, NotReadyError once stopping,
-        DeadlineError when the deadline passes first, and whatever `Session.run` raises.
+        Raises DeadlineError when the deadline passes first, and whatever `Session.run` raises.
         """
         now = self._clock()
+        answer = self.submit(feeds, deadline=deadline, priority=priority)
+        try:
+            return answer.result(None if deadline is None else max(0.0, deadline - now))
+        except FutureTimeoutError:
+            answer.cancel()
+            raise too_late(self.name) from None
+
+    def submit(
+        self, feeds: Feeds, *, deadline: float | None, priority: int = NORMAL_PRIORITY
+    ) -> Future[Answer]:
+        """Put one request into line; cancelling what is returned takes it out again.
+
+        deadline: on the worker's clock; None waits for ever. priority: see `inbox`.
+        Raises QueueFullError if the inbox is full, NotReadyError once stopping.
+        """
         request = Request(
             feeds=feeds,
             extent=self._plan.extent(feeds),
-            submitted=now,
+            submitted=self._clock(),
             deadline=deadline,
             priority=priority,
         )
-        if self._inline and self._inbox.is_quiet and self._turn.acquire(blocking=False):
-            try:
-                self._inbox.check_open()
-                self._run(self._inbox.started([request]))
-            finally:
-                self._turn.release()
-            return request.answer.result()
         self._inbox.put(request)
-        try:
-            return request.answer.result(None if deadline is None else max(0.0, deadline - now))
-        except FutureTimeoutError:
-            request.answer.cancel()
-            raise too_late(self.name) from None
+        return request.answer
 
     def stop(self, timeout_s: float) -> bool:
         """Refuse new requests, finish the queued ones, close the session.
@@ -142,30 +138,25 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            self._session = self._open_session()
+            session = self._open_session()
         except BaseException as error:  # noqa: BLE001 - handed to the caller of start
             self._opened.set_exception(error)
             return
         self._inbox.open()
         self._opened.set_result(None)
         while self._inbox.wait():
-            with self._turn:
-                self._run(self._inbox.take())
-        with self._turn:
-            self._session.close()
+            self._run(session, self._inbox.take())
+        session.close()
 
-    def _run(self, batch: Sequence[Request]) -> None:
-        """Run requests as one and answer them; the caller has the turn."""
+    def _run(self, session: Session, batch: Sequence[Request]) -> None:
+        """Run requests as one and answer them."""
         if not batch:
             return
-        session = self._session
         self._run_started = started = self._clock()
         try:
-            if session is None:
-                raise InferenceError(f"model {self.name!r} is not open")
             outputs = session.run(self._plan.join([request.feeds for request in batch]))
         except Exception as error:  # noqa: BLE001 - one request must not end the loop
-            self._run_alone(batch, error)
+            self._run_alone(session, batch, error)
             return
         finally:
             self._run_started = None
@@ -183,11 +174,11 @@ class Worker:
                 Answer(outputs=part, queue_s=queue_s, compute_s=compute_s, batch_rows=rows)
             )
 
-    def _run_alone(self, batch: Sequence[Request], error: Exception) -> None:
+    def _run_alone(self, session: Session, batch: Sequence[Request], error: Exception) -> None:
         """Answer a failed batch: the error for one request, another try by itself for several."""
         if len(batch) > 1:
             for request in batch:
-                self._run([request])
+                self._run(session, [request])
             return
         if not isinstance(error, InputError):
             self._count_failure(error)

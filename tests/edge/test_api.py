@@ -1,6 +1,7 @@
 import gzip
 import json
 import logging
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from edge.api import create_app
 from edge.bundle import Bundle
 from edge.choice import Choice
 from edge.errors import InferenceError
+from edge.infer import Inference
 from edge.latency import LatencyWindow
 from edge.self_test import SelfTest
 from edge.serving import ServedModel, Serving
@@ -70,12 +72,14 @@ def load(serving: Serving) -> Iterator[Callable[..., Worker]]:
 
 
 def make_app(serving: Serving, request_timeout_s: float = DEADLINE_S) -> Flask:
-    return create_app(
+    inference = Inference(
         serving,
         max_body_bytes=MAX_BODY_BYTES,
-        max_requests=4,
+        max_waiting=3,
         request_timeout_s=request_timeout_s,
+        clock=time.monotonic,
     )
+    return create_app(inference, max_body_bytes=MAX_BODY_BYTES)
 
 
 @pytest.fixture

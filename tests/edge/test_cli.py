@@ -22,7 +22,7 @@ HEAVY = {
     "onnxruntime",
     "prometheus_client",
     "psutil",
-    "waitress",
+    "httptools",
 }
 MODULES_OF_HELP = """
 import json, sys

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -72,3 +74,21 @@ def test_what_a_child_wrote_can_be_sealed() -> None:
 
 def test_no_bytes_are_fine() -> None:
     assert Sealed.from_bytes(b"").view() == b""
+
+
+def test_a_page_that_the_kernel_still_holds_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = fcntl.fcntl, [errno.EBUSY, errno.EBUSY]
+
+    def busy(descriptor: int, command: int, argument: int = 0) -> int:
+        if command == fcntl.F_ADD_SEALS and refusals:
+            raise OSError(refusals.pop(), "busy")
+        return real(descriptor, command, argument)
+
+    monkeypatch.setattr(fcntl, "fcntl", busy)
+    monkeypatch.setattr("edge.sealed.SEAL_PAUSE_S", 0.0)
+    sealed = Sealed.from_bytes(b"engine")
+    assert bytes(sealed.view()) == b"engine"
+    sealed.close()
+    refusals.append(errno.EPERM)
+    with pytest.raises(PermissionError):
+        Sealed.from_bytes(b"engine")

@@ -284,34 +284,3 @@ def test_a_request_that_breaks_its_batch_does_not_break_its_neighbours(
     with pytest.raises(InferenceError, match="two is too much"):
         bad.result(DEADLINE_S)
     assert worker.is_ready
-
-
-def test_a_lone_caller_runs_a_short_request_itself_and_never_beside_the_worker(
-    start: Callable[..., Worker], pool: ThreadPoolExecutor
-) -> None:
-    inside = threading.Semaphore(1)
-
-    def alone() -> None:
-        assert inside.acquire(blocking=False)
-        inside.release()
-
-    session = FakeSession(before_run=alone)
-    worker = start(session, inline=True, plan=BATCHED)
-    worker.infer({"x": X}, deadline=None)  # how long a run takes is not known before
-    worker.infer({"x": X}, deadline=None)
-    assert threading.get_ident() in session.threads
-    futures = [submit(pool, worker) for _ in range(4)]
-    for future in futures:
-        np.testing.assert_array_equal(future.result(DEADLINE_S).outputs["y"], affine(X)["y"])
-    assert worker.stop(DEADLINE_S)
-    with pytest.raises(NotReadyError):
-        worker.infer({"x": X}, deadline=None)
-
-
-def test_a_lone_caller_whose_time_is_over_runs_nothing(start: Callable[..., Worker]) -> None:
-    session = FakeSession()
-    worker = start(session, inline=True)
-    worker.infer({"x": X}, deadline=None)
-    with pytest.raises(DeadlineError):
-        worker.infer({"x": X}, deadline=0.0)
-    assert session.runs == 1

@@ -8,9 +8,9 @@ from contextlib import closing
 import pytest
 from flask import Flask, Response, request
 
-from edge import wsgi
+from edge import http_connection, http_server
 from edge.errors import ConfigError
-from edge.wsgi import HttpServer
+from edge.http_server import AppHandler, HttpServer, Loop
 from tests.fakes import DEADLINE_S, Gate
 
 MAX_BODY_BYTES = 100_000
@@ -23,8 +23,16 @@ class Running:
         self.gate = Gate()
         self.drained: bool | None = None
         self._stop = threading.Event()
+        self.loop = Loop()
+        self.handler = AppHandler(self._app(), self.loop)
+        self.refusals: list[int] = []
         self.server = HttpServer.open(
-            self._app(), host="127.0.0.1", port=0, threads=4, max_body_bytes=MAX_BODY_BYTES
+            self.handler,
+            self.loop,
+            host="127.0.0.1",
+            port=0,
+            max_body_bytes=MAX_BODY_BYTES,
+            on_refusal=self.refusals.append,
         )
         self.port = int(self.server.url.rsplit(":", 1)[1])
         self.drain_timeout_s = DEADLINE_S
@@ -42,6 +50,10 @@ class Running:
         def wait() -> Response:
             self.gate()
             return Response(b"w" * 3_000_000)
+
+        @app.post("/headers")
+        def headers() -> Response:
+            return Response(json.dumps({k: str(v) for k, v in request.environ.items()}))
 
         return app
 
@@ -140,7 +152,8 @@ def test_a_client_that_asks_first_is_refused_before_it_sends(running: Running) -
     ("sent", "status"),
     [
         (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (b"POST /echo HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400),
         (b"POST /echo HTTP/1.1\r\nContent-Length: abc\r\n\r\n", 400),
         (b"POST /echo HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
@@ -178,16 +191,16 @@ def test_a_client_that_vanishes_in_its_body_harms_nobody(running: Running) -> No
 def test_lingering_ends_when_its_time_is_over(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wsgi, "LINGER_S", 0.0)
+    monkeypatch.setattr(http_connection, "LINGER_S", 0.0)
     with running.connect() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n")
         read_all(connection)
-        while running.server._server.active_channels:  # closed although the client stays
+        while running.server._connections:  # closed although the client stays
             running.server.wake()
 
 
 def test_lingering_ends_after_its_bytes(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wsgi, "MAX_DISCARDED_BYTES", 1_000_000)
+    monkeypatch.setattr(http_connection, "MAX_DISCARDED_BYTES", 1_000_000)
     with running.connect() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n")
         read_all(connection)
@@ -203,23 +216,28 @@ def test_the_server_does_not_name_its_software(running: Running) -> None:
         assert response.getheader("Server") is None
 
 
+def open_server(*, host: str, port: int) -> HttpServer:
+    loop = Loop()
+    return HttpServer.open(
+        AppHandler(Flask("x"), loop), loop, host=host, port=port, max_body_bytes=10
+    )
+
+
 def test_a_port_in_use_is_one_clear_error(running: Running) -> None:
     with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{running.port}.* in use.*--port"):
-        HttpServer.open(
-            Flask("x"), host="127.0.0.1", port=running.port, threads=1, max_body_bytes=10
-        )
+        open_server(host="127.0.0.1", port=running.port)
 
 
 def test_an_unknown_host_is_one_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 203\.0\.113\.7"):
-        HttpServer.open(Flask("x"), host="203.0.113.7", port=0, threads=1, max_body_bytes=10)
+        open_server(host="203.0.113.7", port=0)
 
 
 def test_an_ipv6_address_is_written_in_brackets() -> None:
     if not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
     try:
-        server = HttpServer.open(Flask("x"), host="::1", port=0, threads=1, max_body_bytes=10)
+        server = open_server(host="::1", port=0)
     except ConfigError:
         pytest.skip("this machine has no IPv6 loopback")
     assert server.url.startswith("http://[::1]:")
@@ -268,3 +286,75 @@ def test_draining_gives_up_after_its_time(running: Running) -> None:
     assert running.drained is False
     running.gate.open()
     running.join()
+
+
+def test_requests_sent_at_once_are_answered_in_their_order(running: Running) -> None:
+    sent = b"".join(
+        b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\n%02d" % number for number in range(40)
+    )
+    with running.connect() as connection:
+        connection.sendall(sent + b"POST /echo HTTP/1.1\r\nConnection: close\r\n\r\n")
+        answers = read_all(connection).split(b"HTTP/1.1 200 OK")[1:]
+    assert [answer[-2:] for answer in answers[:40]] == [b"%02d" % number for number in range(40)]
+    assert len(answers) == 41
+
+
+def test_a_client_that_has_said_all_still_gets_its_answer(running: Running) -> None:
+    with running.connect() as connection:
+        connection.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc")
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection).endswith(b"\r\n\r\nabc")
+
+
+def test_head_gets_no_body_and_http_1_0_closes(running: Running) -> None:
+    with closing(running.http()) as connection:
+        connection.request("HEAD", "/nothing")
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (404, b"")
+        assert int(response.getheader("Content-Length") or 0) > 0
+    with running.connect() as connection:
+        connection.sendall(b"POST /echo HTTP/1.0\r\nContent-Length: 1\r\n\r\nx")
+        assert read_all(connection).endswith(b"\r\n\r\nx")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\nonly", b"408"),
+        (b"POST /ec", b"408"),
+        (b"", b""),
+    ],
+)
+def test_a_client_that_trickles_is_not_waited_for(
+    running: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes, status: bytes
+) -> None:
+    monkeypatch.setattr(http_connection, "ARRIVAL_S", 0.0)
+    monkeypatch.setattr(http_connection, "IDLE_S", 0.0)
+    with running.connect() as connection:
+        connection.sendall(sent)
+        try:
+            answer = read_all(connection)
+        except ConnectionResetError:
+            answer = b""
+    assert answer[9:12] == status
+
+
+def test_one_connection_too_many_is_refused_and_the_others_stay(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 2)
+    with closing(running.http()) as first, closing(running.http()) as second:
+        for connection in (first, second):
+            connection.request("POST", "/echo", b"x")
+            assert connection.getresponse().read() == b"x"
+        with running.connect() as third:
+            assert read_all(third).startswith(b"HTTP/1.1 503 ")
+        first.request("POST", "/echo", b"y")
+        assert first.getresponse().read() == b"y"
+    assert running.refusals == [503]
+
+
+def test_a_header_with_an_underscore_cannot_pose_as_another(running: Running) -> None:
+    with closing(running.http()) as connection:
+        connection.request("POST", "/headers", b"", {"X_Real": "forged", "X-Real": "true"})
+        assert json.loads(connection.getresponse().read())["HTTP_X_REAL"] == "true"

@@ -1,0 +1,380 @@
+"""One HTTP connection: bytes in, whole requests out, answers back in their order.
+
+httptools (llhttp) parses; this adds what keeps a server alive: caps on head and body before memory
+is taken, time limits against clients that trickle, and refusals that arrive, as a client in the
+middle of its body would lose an answer if its bytes stayed unread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+from edge.http_answer import HttpAnswer, json_error, too_large
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+MAX_HEADER_BYTES = 16 << 10
+MAX_PIPELINED = 16
+IDLE_S = 60.0  # without a request; also without progress of an answer
+ARRIVAL_S = 20.0  # for a head, and between two pieces of a body
+LINGER_S = 30.0
+MAX_DISCARDED_BYTES = 1 << 30
+
+Cancel = Callable[[], None]
+
+
+class Handler(Protocol):
+    """Answers requests: `reply` is called once, from any thread, now or later."""
+
+    def __call__(
+        self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
+    ) -> Cancel | None:
+        """Begin to answer; what is returned is called if the client goes away before."""
+
+    def close(self) -> None:
+        """Stop what was started for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What all connections of a server share."""
+
+    handler: Handler
+    loop: asyncio.AbstractEventLoop
+    address: tuple[str, int]
+    max_body_bytes: int
+    on_refusal: Callable[[int], None]
+    on_open: Callable[[Connection], HttpAnswer | None]  # an answer refuses the connection
+    on_close: Callable[[Connection], None]
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request that arrives."""
+
+    url: bytes = b""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    head_bytes: int = 0
+    is_headed: bool = False
+    body: bytearray = field(default_factory=bytearray)
+    method: str = ""
+    version: str = "1.1"
+    keeps_alive: bool = False
+
+
+class _RefusedError(Exception):
+    """A request that gets no further; raised through the parser."""
+
+    def __init__(self, answer: HttpAnswer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+class Connection(asyncio.Protocol):
+    """Lives in the loop's thread."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._transport: Any = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._arriving: _Request | None = None
+        self._waiting: deque[_Request] = deque()
+        self._answering: _Request | None = None
+        self._cancel: Cancel | None = None
+        self._remote = ""
+        self._last = rules.loop.time()
+        self._unsent = 0
+        self._lingers_until: float | None = None
+        self._discarded = 0
+        self._is_ended = False  # the client sends no more
+        self.is_draining = False
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self._remote = peer[0] if peer else ""
+        refusal = self._rules.on_open(self)
+        if refusal is not None:
+            self._refuse(refusal)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what came."""
+        self._last = self._rules.loop.time()
+        if self._lingers_until is not None:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED_BYTES:
+                self._transport.abort()
+            return
+        try:
+            self._parser.feed_data(data)
+            arriving = self._arriving
+            if arriving is not None and not arriving.is_headed:
+                arriving.head_bytes += len(data)
+                self._check_head(arriving)
+        except httptools.HttpParserUpgrade:
+            self._refuse(json_error(400, "Bad Request: this server speaks HTTP/1.1 only"))
+        except (httptools.HttpParserError, _RefusedError) as error:
+            cause = error if isinstance(error, _RefusedError) else error.__context__
+            if isinstance(cause, _RefusedError):
+                self._refuse(cause.answer)
+            else:
+                self._refuse(json_error(400, f"Bad Request: no HTTP that can be read: {error}"))
+
+    def eof_received(self) -> bool:
+        """Keep the way back open while an answer is due."""
+        self._is_ended = True
+        if self._lingers_until is not None:
+            return False
+        if self._arriving is not None:
+            if self._arriving.is_headed:
+                message = "Bad Request: the body ends before its announced length"
+                self._refuse(json_error(400, message))
+                return True
+            self._arriving = None
+        return self._answering is not None or bool(self._waiting)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of whatever was being made for the client."""
+        cancel, self._cancel = self._cancel, None
+        self._answering, self._arriving = None, None
+        self._waiting.clear()
+        if cancel is not None:
+            cancel()
+        self._rules.on_close(self)
+
+    # The parser's side.
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._arriving = _Request()
+
+    def on_url(self, url: bytes) -> None:
+        """Add a piece of the target."""
+        request = self._current()
+        request.url += url
+        self._count(request, len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header."""
+        request = self._current()
+        request.headers.append((name, value))
+        self._count(request, len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Decide whether the body may come."""
+        request = self._current()
+        request.is_headed = True
+        request.method = self._parser.get_method().decode("ascii")
+        request.version = self._parser.get_http_version()
+        fields = {name.lower(): value for name, value in request.headers}
+        length = fields.get(b"content-length", b"")
+        if length.isdigit() and (len(length) > 15 or int(length) > self._rules.max_body_bytes):
+            raise _RefusedError(self._too_large())
+        if fields.get(b"expect", b"").lower() == b"100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """Add a piece of the body."""
+        arrived = self._current().body
+        if len(arrived) + len(body) > self._rules.max_body_bytes:
+            raise _RefusedError(self._too_large())
+        arrived += body
+
+    def on_message_complete(self) -> None:
+        """Put the request into line."""
+        request, self._arriving = self._current(), None
+        request.keeps_alive = self._parser.should_keep_alive()
+        self._waiting.append(request)
+        if len(self._waiting) >= MAX_PIPELINED:
+            self._transport.pause_reading()
+        if self._answering is None:
+            self._next()
+
+    # Answers.
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is arriving, being answered, or its answer not yet sent."""
+        unsent = self._transport.get_write_buffer_size() > 0
+        return bool(unsent or self._answering or self._arriving or self._waiting)
+
+    def sweep(self, now: float) -> None:
+        """End what lasts too long; called every second or so."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._last = unsent, now
+        if self._lingers_until is not None:
+            if now > self._lingers_until:
+                self._transport.abort()
+        elif self._answering is not None and not unsent:
+            return
+        elif self._arriving is not None and now - self._last > ARRIVAL_S:
+            self._refuse(json_error(408, "the request did not arrive in time; send it again"))
+        elif now - self._last > IDLE_S:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close after what is still to be sent."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def _next(self) -> None:
+        request = self._answering = self._waiting.popleft()
+        if len(self._waiting) < MAX_PIPELINED and not self._is_ended:
+            self._transport.resume_reading()
+        body, request.body = bytes(request.body), bytearray()
+        try:
+            environ = self._environ(request, len(body))
+        except (httptools.HttpParserInvalidURLError, UnicodeError, ValueError):
+            self._refuse(json_error(400, "Bad Request: the target of the request is malformed"))
+            return
+        self._cancel = None
+        cancel = self._rules.handler(environ, body, lambda answer: self._reply(request, answer))
+        if self._answering is request:  # not answered yet
+            self._cancel = cancel
+
+    def _reply(self, request: _Request, answer: HttpAnswer) -> None:
+        """Send the answer to the request that is being answered; one that is gone gets none."""
+        if self._answering is not request:
+            return
+        self._answering, self._cancel = None, None
+        last = self._is_ended and not self._waiting
+        closes = not request.keeps_alive or self.is_draining or last
+        self._write(answer, closes=closes, with_body=request.method != "HEAD")
+        self._last = self._rules.loop.time()
+        if closes:
+            self._transport.close()
+        elif self._waiting:
+            self._rules.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self._waiting and self._answering is None and not self._transport.is_closing():
+            self._next()
+
+    def _refuse(self, answer: HttpAnswer) -> None:
+        """Answer at once, then read on for a while: a reset would destroy the answer."""
+        self._rules.on_refusal(answer.status)
+        self._answering, self._arriving = None, None
+        self._waiting.clear()
+        self._write(answer, closes=True)
+        self._lingers_until = self._rules.loop.time() + LINGER_S
+        if self._is_ended or not self._transport.can_write_eof():
+            self._transport.close()
+        else:
+            self._transport.resume_reading()
+            self._transport.write_eof()
+
+    def _write(self, answer: HttpAnswer, *, closes: bool, with_body: bool = True) -> None:
+        lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}"]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        if "Content-Length" not in answer.headers:
+            lines.append(f"Content-Length: {len(answer.body)}")
+        lines.append(f"Date: {_date()}")
+        if closes:
+            lines.append("Connection: close")
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        if not with_body:
+            self._transport.write(head)
+        elif len(answer.body) < 1 << 16:
+            self._transport.write(head + answer.body)
+        else:
+            self._transport.writelines([head, answer.body])
+
+    def _environ(self, request: _Request, length: int) -> WSGIEnvironment:
+        """Return the request as PEP 3333 wants it, without its body."""
+        url = request.url
+        if not url.startswith(b"/"):
+            parsed = httptools.parse_url(url)
+            url = (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
+        path, _, query = url.partition(b"?")
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": request.method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": path.decode("latin-1"),
+            "QUERY_STRING": query.decode("latin-1"),
+            "SERVER_NAME": self._rules.address[0],
+            "SERVER_PORT": str(self._rules.address[1]),
+            "SERVER_PROTOCOL": f"HTTP/{request.version}",
+            "REMOTE_ADDR": self._remote,
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+        }
+        for name, value in request.headers:
+            if b"_" in name:  # would look like the one with a dash
+                continue
+            key, text = name.decode("latin-1").upper().replace("-", "_"), value.decode("latin-1")
+            if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
+                key = f"HTTP_{key}"
+                if key in environ:
+                    text = f"{environ[key]},{text}"
+            environ[key] = text
+        environ["CONTENT_LENGTH"] = str(length)
+        environ.pop("HTTP_TRANSFER_ENCODING", None)
+        return environ
+
+    def _current(self) -> _Request:
+        if self._arriving is None:
+            self._arriving = _Request()
+        return self._arriving
+
+    def _count(self, request: _Request, size: int) -> None:
+        request.head_bytes += size
+        self._check_head(request)
+
+    @staticmethod
+    def _check_head(request: _Request) -> None:
+        if request.head_bytes > MAX_HEADER_BYTES:
+            message = f"Request Header Fields Too Large: more than {MAX_HEADER_BYTES} bytes"
+            raise _RefusedError(json_error(431, message))
+
+    def _too_large(self) -> HttpAnswer:
+        return json_error(413, str(too_large(self._rules.max_body_bytes)))
+
+
+def with_input(environ: WSGIEnvironment, body: bytes) -> WSGIEnvironment:
+    """Return an environ whose application can read the body."""
+    environ["wsgi.input"] = io.BytesIO(body)
+    return environ
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+_dates: dict[int, str] = {}
+
+
+def _date() -> str:
+    now = int(time.time())
+    if now not in _dates:
+        _dates.clear()
+        _dates[now] = formatdate(now, usegmt=True)
+    return _dates[now]
