@@ -60,7 +60,10 @@ class ImageRequests:
 
 def _contents(request: Request) -> Sequence[bytes]:
     if request.mimetype == "multipart/form-data":
-        contents = [file.read() for file in request.files.getlist(FORM_FIELD)]
+        try:
+            contents = [file.read() for file in request.files.getlist(FORM_FIELD)]
+        finally:
+            request.close()
     else:
         contents = [request.get_data(cache=False)]
     if not any(contents):
