@@ -7,12 +7,15 @@ VENV310 := .venv310
 BIN := $(VENV)/bin
 
 # Every peer has a venv of its own: their requirements exclude each other.
-PEERS := mlserver litserve modelopt alibi-detect
+PEERS := mlserver litserve fastapi modelopt alibi-detect
 PEER_mlserver := mlserver==1.7.1
 PEER_litserve := litserve==0.2.19
+PEER_fastapi := fastapi==0.165.0 uvicorn[standard]==0.54.0 flask==3.1.3 waitress==3.0.2 onnxruntime==1.31.1
 # With the torch of constraints.txt: a newer one brings gigabytes of CUDA.
 PEER_modelopt := nvidia-modelopt[onnx]==0.47.0 torch==2.13.0
 PEER_alibi-detect := alibi-detect==0.13.0
+
+SERVING_PEERS := mlserver litserve fastapi
 
 # One generation of TensorRT's Python bindings each, as folder=requirement; no libraries.
 BINDINGS := 8.6.1=tensorrt-bindings 10.3.0=tensorrt-cu12-bindings \
@@ -32,7 +35,7 @@ define make_venv
 endef
 
 .PHONY: help venv quickstart test test-py310 test-surface test-gpu lint peers docs
-.PHONY: bench-minilm bench-calibration bench-gpu clean
+.PHONY: bench-minilm bench-calibration bench-serving bench-gpu clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -95,6 +98,9 @@ bench-calibration: $(VENV)/.stamp .peers/modelopt/.stamp ## Measure calibration 
 	$(BIN)/python -m tests.bench_nets build/calibration
 	$(BIN)/python -m tests.bench_int8 build/calibration
 	$(BIN)/python -m tests.bench_compress build/calibration
+
+bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the agent beside other servers (6 minutes).
+	$(BIN)/python -m tests.bench_serving build/serving
 
 clean: ## Remove what make made.
 	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out

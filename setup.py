@@ -22,6 +22,7 @@ CORE = [
     "prometheus-client>=0.20",
     "psutil>=5.9",
     "securesystemslib>=1.1",
+    "uvloop>=0.19",
 ]
 
 ORT = ["onnxruntime>=1.18"]

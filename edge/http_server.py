@@ -37,8 +37,10 @@ class Loop:
     """An event loop, and the ways into it from other threads."""
 
     def __init__(self) -> None:
-        self.events = asyncio.new_event_loop()
+        self.events = _new_event_loop()
         self._thread = threading.get_ident()
+        self._calls: list[Callable[[], object]] = []
+        self._adding = threading.Lock()
 
     def turn(self, timeout_s: float) -> None:
         """Run for so long, or until `stop`."""
@@ -49,17 +51,34 @@ class Loop:
 
     def stop(self) -> None:
         """End a turn; from any thread."""
-        self.call(self.events.stop, always_later=True)
+        self._wake(self.events.stop)
 
-    def call(
-        self, function: Callable[..., object], *args: object, always_later: bool = False
-    ) -> None:
-        """Call a function in the loop's thread: now if this is it, else as soon as it can."""
-        if not always_later and threading.get_ident() == self._thread and self.events.is_running():
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function in the loop's thread: now if this is it, else as soon as it can.
+
+        What comes while the loop is being woken goes with it: a batch of answers wakes it once.
+        """
+        if threading.get_ident() == self._thread and self.events.is_running():
             function(*args)
             return
+        with self._adding:
+            self._calls.append(functools.partial(function, *args))
+            is_first = len(self._calls) == 1
+        if is_first:
+            self._wake(self._call_all)
+
+    def _call_all(self) -> None:
+        with self._adding:
+            calls, self._calls = self._calls, []
+        for call in calls:
+            try:
+                call()
+            except Exception as error:
+                logger.error("a call in the event loop failed", exc_info=error)
+
+    def _wake(self, function: Callable[[], object]) -> None:
         try:
-            self.events.call_soon_threadsafe(function, *args)
+            self.events.call_soon_threadsafe(function)
         except RuntimeError:  # closed: nobody is left to hear of it
             logger.debug("the event loop is closed")
 
@@ -244,6 +263,16 @@ class HttpServer:
         for connection in tuple(self._connections):
             connection.sweep(now)
         self.loop.events.call_later(SWEEP_S, self._sweep)
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's where it is installed: a quarter faster here, otherwise the same."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 def _listener(host: str, port: int) -> socket.socket:

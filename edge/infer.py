@@ -36,7 +36,7 @@ from edge.manifest import Model
 from edge.pool import Pool
 from edge.predict import ImageRequests
 from edge.serving import ServedModel, Serving
-from edge.spec import check_feeds, check_tensor
+from edge.spec import check_feeds, check_tensor, check_together
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -150,10 +150,11 @@ class Inference:
         )
         if length == 0:
             parsed = oip.parse_raw(body, inputs=model.inputs, outputs=model.outputs)
-        else:
-            check = functools.partial(check_tensor, specs=model.inputs, profile=model.profile)
-            parsed = oip.parse_infer(body, length, outputs=model.outputs, check=check)
-        check_feeds(parsed.feeds, model.inputs, model.profile)
+            check_feeds(parsed.feeds, model.inputs, model.profile)
+            return parsed
+        check = functools.partial(check_tensor, specs=model.inputs, profile=model.profile)
+        parsed = oip.parse_infer(body, length, outputs=model.outputs, check=check)
+        check_together(parsed.feeds, model.inputs)
         return parsed
 
 

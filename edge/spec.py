@@ -117,6 +117,11 @@ def check_feeds(feeds: Feeds, specs: tuple[TensorSpec, ...], profile: Profile) -
     for name, array in feeds.items():
         datatype = _DATATYPE_FROM_NUMPY.get(array.dtype, str(array.dtype))
         check_tensor(name, datatype, array.shape, specs, profile)
+    check_together(feeds, specs)
+
+
+def check_together(feeds: Feeds, specs: tuple[TensorSpec, ...]) -> None:
+    """Raise InputError unless tensors that were checked one by one make a whole request."""
     bound: dict[str, tuple[int, str]] = {}
     for spec in specs:
         feed = feeds.get(spec.name)

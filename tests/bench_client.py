@@ -1,0 +1,104 @@
+"""A closed-loop HTTP client that costs little: sockets and epoll, requests made beforehand.
+
+    python -m tests.bench_client HOST PORT CONNECTIONS SECONDS < request
+
+The request is sent as it is, over and over, on every connection; an answer counts if it is a 200
+whose body ends like that of the first answer. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import selectors
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+TAIL_BYTES = 64
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection, with a request under way."""
+
+    sock: socket.socket
+    started: float = 0.0
+    received: bytearray = field(default_factory=bytearray)
+
+    def answer(self) -> tuple[int, bytes] | None:
+        """Return status and end of the body once it is complete."""
+        end = self.received.find(b"\r\n\r\n")
+        if end < 0:
+            return None
+        length = _LENGTH.search(self.received, 0, end + 2)
+        if length is None:
+            raise ValueError(f"no Content-Length: {bytes(self.received[:200])!r}")
+        if len(self.received) < end + 4 + int(length[1]):
+            return None
+        status, tail = int(self.received[9:12]), bytes(self.received[-TAIL_BYTES:])
+        self.received.clear()
+        return status, tail
+
+
+def run(
+    host: str, port: int, request: bytes, *, connections: int, seconds: float
+) -> dict[str, float]:
+    """Return requests per second, percentiles in ms, and the number of wrong answers."""
+    selector = selectors.EpollSelector()
+    clients = []
+    for _ in range(connections):
+        sock = socket.create_connection((host, port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client = Connection(sock)
+        selector.register(sock, selectors.EVENT_READ, client)
+        clients.append(client)
+    expected: bytes | None = None
+    latencies: list[float] = []
+    wrong = 0
+    begun = time.perf_counter()
+    for client in clients:
+        client.started = time.perf_counter()
+        client.sock.sendall(request)
+    while (now := time.perf_counter()) - begun < seconds:
+        for key, _ in selector.select(1.0):
+            client = key.data
+            chunk = client.sock.recv(1 << 18)
+            if not chunk:
+                raise ConnectionError("the server closed a connection")
+            client.received += chunk
+            answer = client.answer()
+            if answer is None:
+                continue
+            now = time.perf_counter()
+            latencies.append(now - client.started)
+            expected = expected or answer[1]
+            wrong += answer != (200, expected)
+            client.started = now
+            client.sock.sendall(request)
+    elapsed = time.perf_counter() - begun
+    for client in clients:
+        client.sock.close()
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1e3 if latencies else (0.0, 0.0)
+    return {
+        "rps": len(latencies) / elapsed, "p50_ms": float(p50), "p99_ms": float(p99),
+        "wrong": wrong, "requests": len(latencies),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(
+        json.dumps(
+            run(
+                sys.argv[1],
+                int(sys.argv[2]),
+                sys.stdin.buffer.read(),
+                connections=int(sys.argv[3]),
+                seconds=float(sys.argv[4]),
+            )
+        )
+    )

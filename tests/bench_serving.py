@@ -1,0 +1,263 @@
+"""The agent beside other Python servers, on one machine, client and servers on the same cores.
+
+    python -m tests.bench_serving FOLDER       peers in .peers, made by `make bench-serving`
+
+Echo of 64 floats over the Open Inference Protocol, keep-alive, at 1, 8 and 64 connections, in
+JSON and, where a server reads it, in binary; runs alternate between the servers, medians of RUNS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from edge.manifest import Batching
+from edge.spec import Profile, ShapeRange, TensorSpec
+from host_tools.agent_process import script
+from tests.bundles import affine_parts, golden_tensors, write_bundle
+from tests.models import model_from_nodes
+
+REPOSITORY = Path(__file__).parents[1]
+FLOATS = 64
+RUNS, SECONDS, CONNECTIONS = 5, 3.0, (1, 8, 64)
+START_S = 60.0
+PATH = "/v2/models/echo/infer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A server under test. raw: the path that takes bytes, if not the protocol's own."""
+
+    name: str
+    command: list[str]
+    port: int
+    binary: str | None = None
+    folder: Path = REPOSITORY
+    environ: dict[str, str] | None = None
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    servers = all_servers(folder)
+    results: dict[tuple[str, str, int], list[dict[str, float]]] = {}
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(running(server))
+        for number in range(RUNS):
+            for connections in CONNECTIONS:
+                for server in servers:
+                    for kind in ("JSON", "binary") if server.binary else ("JSON",):
+                        figures = load(server, kind, connections)
+                        results.setdefault((server.name, kind, connections), []).append(figures)
+            print(f"run {number + 1} of {RUNS}", file=sys.stderr, flush=True)
+    for (name, kind, connections), runs in sorted(results.items(), key=lambda item: item[0][2]):
+        wrong = sum(int(run["wrong"]) for run in runs)
+        rps, p50, p99 = (statistics.median(r[k] for r in runs) for k in ("rps", "p50_ms", "p99_ms"))
+        print(
+            f"{connections:>3} connections, {kind:<6} {name:<16} {rps:7.0f} requests/s, "
+            f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {wrong} wrong",
+            flush=True,
+        )
+
+
+def all_servers(folder: Path) -> list[Server]:
+    """Return the agent and its peers, with everything they need on disk."""
+    graph = folder / "echo.onnx"
+    spec = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", FLOATS]) for n in "xy"]
+    model = model_from_nodes([helper.make_node("Identity", ["x"], ["y"])], spec[:1], spec[1:])
+    graph.write_bytes(model.SerializeToString())
+    bundle = folder / "bundle"
+    if not bundle.exists():
+        write_echo_bundle(bundle, graph.read_bytes())
+    ports = [free_port() for _ in range(7)]
+    peers, environ = REPOSITORY / ".peers", {"EDGE_ECHO": str(graph)}
+    (folder / "mlserver").mkdir(exist_ok=True)
+    (folder / "mlserver" / "settings.json").write_text(
+        json.dumps(
+            {
+                "http_port": ports[4],
+                "grpc_port": ports[5],
+                "metrics_port": ports[6],
+                "parallel_workers": 0,
+                "debug": False,
+                "use_structured_logging": False,
+            }
+        )
+    )
+    (folder / "mlserver" / "model-settings.json").write_text(
+        json.dumps({"name": "echo", "implementation": "tests.peers.mlserver_echo.Echo"})
+    )
+    return [
+        Server(
+            name="edge-agent",
+            command=[script("edge-agent"), "serve", "--bundle", str(bundle), "--allow-unsigned",
+                     "--trusted-keys", str(keys_folder(folder)), "--port", str(ports[0]),
+                     "--queue-size", "512", "--intra-op-threads", "1", "--log-level", "error"],
+            port=ports[0],
+            binary=PATH,
+        ),
+        Server(
+            name="FastAPI",
+            command=[str(peers / "fastapi/bin/python"), "-m", "uvicorn", "--port", str(ports[1]),
+                     "--log-level", "error", "tests.peers.fastapi_echo:app"],
+            port=ports[1],
+            binary="/raw",
+            environ=environ,
+        ),
+        Server(
+            name="Flask + waitress",
+            command=[str(peers / "fastapi/bin/python"), "tests/peers/flask_echo.py", str(ports[2])],
+            port=ports[2],
+            environ=environ,
+        ),
+        Server(
+            name="LitServe",
+            command=[str(peers / "litserve/bin/python"), "tests/peers/litserve_echo.py",
+                     str(ports[3])],
+            port=ports[3],
+        ),
+        Server(
+            name="MLServer",
+            command=[str(peers / "mlserver/bin/mlserver"), "start", str(folder / "mlserver")],
+            port=ports[4],
+        ),
+    ]  # fmt: skip
+
+
+def write_echo_bundle(root: Path, graph: bytes) -> None:
+    manifest, _ = affine_parts()
+    files = {"echo/fp32.onnx": graph}
+    x = np.arange(2 * FLOATS, dtype=np.float32).reshape(2, FLOATS)
+    case = manifest.models[0].golden.cases[0]
+    case = replace(
+        case,
+        inputs=golden_tensors("echo/in", {"x": x}, files),
+        outputs=golden_tensors("echo/out", {"y": x}, files),
+    )
+    shape = ("batch", FLOATS)
+    variant = replace(
+        manifest.models[0].variants[0], id="fp32", precision="fp32", files=("echo/fp32.onnx",)
+    )
+    model = replace(
+        manifest.models[0],
+        name="echo",
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=shape),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=shape),),
+        profile=Profile(
+            ranges={"x": ShapeRange(min=(1, FLOATS), opt=(1, FLOATS), max=(64, FLOATS))}
+        ),
+        variants=(variant,),
+        preferences=(),
+        golden=replace(manifest.models[0].golden, cases=(case,)),
+        batching=Batching(),
+    )
+    write_bundle(root, replace(manifest, models=(model,)), files, None)
+
+
+def keys_folder(folder: Path) -> Path:
+    (folder / "keys").mkdir(exist_ok=True)
+    return folder / "keys"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def requests_for(server: Server, kind: str) -> bytes:
+    """Return a whole request."""
+    values = (np.arange(FLOATS, dtype=np.float32) + 1) * np.float32(0.0137)
+    tensor = {"name": "x", "shape": [1, FLOATS], "datatype": "FP32"}
+    head = ["Host: x"]
+    if kind == "JSON":
+        path = PATH
+        body = json.dumps({"inputs": [{**tensor, "data": values.tolist()}]}).encode()
+        head.append("Content-Type: application/json")
+    elif server.binary == PATH:
+        path, parameters = PATH, {"binary_data_size": values.nbytes}
+        described = {
+            "inputs": [{**tensor, "parameters": parameters}],
+            "parameters": {"binary_data_output": True},
+        }
+        text = json.dumps(described).encode()
+        head.append(f"Inference-Header-Content-Length: {len(text)}")
+        body = text + values.tobytes()
+    else:
+        path, body = str(server.binary), values.tobytes()
+    lines = [f"POST {path} HTTP/1.1", *head, f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def load(server: Server, kind: str, connections: int) -> dict[str, float]:
+    """Return what a client in a process of its own saw."""
+    command = [sys.executable, "-m", "tests.bench_client", "127.0.0.1", str(server.port)]
+    done = subprocess.run(
+        [*command, str(connections), str(SECONDS)],
+        input=requests_for(server, kind),
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=SECONDS + START_S,
+    )
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[None]:
+    """Run a server until the end of the block."""
+    path = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **(server.environ or {})}
+    process = subprocess.Popen(
+        server.command,
+        cwd=server.folder,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL if server.name != "edge-agent" else None,
+        start_new_session=True,
+    )
+    try:
+        wait_until_it_answers(server, process)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # children that a peer leaves behind
+        process.wait()
+
+
+def wait_until_it_answers(server: Server, process: subprocess.Popen[bytes]) -> None:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}{PATH}",
+        requests_for(server, "JSON").partition(b"\r\n\r\n")[2],
+        {"Content-Type": "application/json"},
+    )
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.1)
+    raise SystemExit(f"{server.name} does not answer on port {server.port}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
