@@ -23,6 +23,7 @@ from edge.config import AgentConfig
 from edge.errors import EdgeError
 from edge.metrics import Metrics, ModelState, State
 from edge.probes import Sample
+from edge.statistics import ModelStatistics
 from host_tools.cli import cli as kit_cli
 
 REFERENCE = Path(__file__).with_name("reference.md")
@@ -96,7 +97,13 @@ def _metrics() -> Iterator[str]:
         signed=True,
         models=(
             ModelState(
-                model="m", version="1", variant="v", backend="ort", on_gpu=False, queue_depth=0
+                model="m",
+                version="1",
+                variant="v",
+                backend="ort",
+                on_gpu=False,
+                queue_depth=0,
+                statistics=ModelStatistics(),
             ),
         ),
         sample=Sample(

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from edge.manifest import Backend
 from edge.probes import Sample
+from edge.statistics import ModelStatistics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OUTCOME_OK = "ok"
@@ -57,6 +58,7 @@ class ModelState:
     backend: Backend
     on_gpu: bool
     queue_depth: int
+    statistics: ModelStatistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,7 @@ class _StateCollector(Collector):
             info.add_metric([*labels, signed], 1)
         yield depth
         yield info
+        yield from _triton_metrics(state.models)
         uses_gpu = any(model.on_gpu for model in state.models)
         yield GaugeMetricFamily(
             "edge_gpu_backend_active", "1 if a model runs on a GPU.", value=int(uses_gpu)
@@ -190,3 +193,52 @@ class _StateCollector(Collector):
         for zone, celsius in sample.temperatures_celsius.items():
             temperature.add_metric([zone], celsius)
         yield temperature
+
+
+# Error codes as Triton's reasons; every other code is OTHER.
+_REASON_FROM_CODE = {
+    "queue-full": "REJECTED",
+    "not-ready": "REJECTED",
+    "deadline": "REJECTED",
+    "cancelled": "CANCELED",
+    "inference": "BACKEND",
+}
+
+
+def _triton_metrics(models: Iterable[ModelState]) -> Iterable[Metric]:
+    """Yield the counters under the names that Triton's dashboards ask for.
+
+    Of unknown type: as counters the library would add "_total" to names that have none.
+    """
+    metrics: dict[str, Metric] = {}
+
+    def add(name: str, about: str, state: ModelState, value: float, **labels: str) -> None:
+        metric = metrics.setdefault(name, Metric(name, about, "unknown"))
+        labels = {"model": state.model, "version": state.version, **labels}
+        metric.add_sample(name, labels, value)
+
+    for state in models:
+        counts = state.statistics
+        success = counts.count("success")
+        add("nv_inference_request_success", "Requests that were answered.", state, success)
+        reasons = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
+        for code, count in counts.failures().items():
+            reasons[_REASON_FROM_CODE.get(code, "OTHER")] += count
+        for reason, count in reasons.items():
+            about = "Requests that were not."
+            add("nv_inference_request_failure", about, state, count, reason=reason)
+        add("nv_inference_count", "Rows that were answered.", state, counts.inference_count)
+        add("nv_inference_exec_count", "Runs of the engine.", state, counts.execution_count)
+        pending = "nv_inference_pending_request_count"
+        add(pending, "Requests that wait.", state, state.queue_depth)
+        for stage, key in (
+            ("request", "success"),
+            ("queue", "queue"),
+            ("compute_input", "compute_input"),
+            ("compute_infer", "compute_infer"),
+            ("compute_output", "compute_output"),
+        ):
+            about = "Microseconds of all answered requests in this stage."
+            value = 1e6 * counts.seconds(key)
+            add(f"nv_inference_{stage}_duration_us", about, state, value)
+    return metrics.values()

@@ -152,6 +152,7 @@ class Serving:
                     backend=served.choice.variant.backend,
                     on_gpu=served.choice.on_gpu,
                     queue_depth=served.worker.queue_depth,
+                    statistics=served.statistics,
                 )
                 for served in self.served.values()
             ),

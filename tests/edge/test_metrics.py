@@ -1,13 +1,21 @@
 import re
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge.metrics import BUCKETS_S, Metrics, ModelState, State
 from edge.probes import Sample
+from edge.statistics import ModelStatistics
 
 MODEL = ModelState(
-    model="m", version="1", variant="int8", backend="ort", on_gpu=False, queue_depth=3
+    model="m",
+    version="1",
+    variant="int8",
+    backend="ort",
+    on_gpu=False,
+    queue_depth=3,
+    statistics=ModelStatistics(),
 )
 
 
@@ -82,7 +90,13 @@ def test_what_cannot_be_told_is_absent_not_zero() -> None:
 
 def test_a_gpu_backend_is_reported_as_active() -> None:
     gpu = ModelState(
-        model="m", version="1", variant="engine", backend="trt", on_gpu=True, queue_depth=0
+        model="m",
+        version="1",
+        variant="engine",
+        backend="trt",
+        on_gpu=True,
+        queue_depth=0,
+        statistics=ModelStatistics(),
     )
     assert value(make_metrics(None, gpu), "edge_gpu_backend_active") == 1
 
@@ -93,7 +107,7 @@ def test_names_follow_the_rules_of_prometheus() -> None:
     families = list(text_string_to_metric_families(metrics.exposition().decode()))
     assert families
     for family in families:
-        assert re.fullmatch(r"edge_[a-z0-9_]+", family.name)
+        assert re.fullmatch(r"(edge|nv_inference)_[a-z0-9_]+", family.name)
         assert family.documentation
         assert not family.name.endswith("_created")
 
@@ -102,3 +116,29 @@ def test_two_agents_in_one_process_do_not_share_counts() -> None:
     first, second = make_metrics(), make_metrics()
     first.for_model("m").record_error("input")
     assert second.for_model("m").outcomes() == {"ok": 0}
+
+
+def test_dashboards_of_triton_find_their_counters() -> None:
+    statistics = ModelStatistics()
+    for _ in range(2):
+        statistics.record_answer(
+            rows=3, parse_s=0.001, queue_s=0.002, compute_s=0.003, encode_s=0.004
+        )
+    statistics.record_run(6, 0.003)
+    for code in ("queue-full", "deadline", "cancelled", "inference", "input"):
+        statistics.record_failure(code, 1.0)
+    metrics = make_metrics(None, replace(MODEL, statistics=statistics))
+    of = {"model": "m", "version": "1"}
+    assert value(metrics, "nv_inference_request_success", **of) == 2
+    assert value(metrics, "nv_inference_count", **of) == 6
+    assert value(metrics, "nv_inference_exec_count", **of) == 1
+    assert value(metrics, "nv_inference_pending_request_count", **of) == 3
+    durations = {
+        "request": 20_000, "queue": 4_000, "compute_input": 2_000, "compute_infer": 6_000,
+        "compute_output": 8_000,
+    }  # fmt: skip
+    for stage, microseconds in durations.items():
+        name = f"nv_inference_{stage}_duration_us"
+        assert value(metrics, name, **of) == pytest.approx(microseconds)
+    for reason, count in {"REJECTED": 2, "CANCELED": 1, "BACKEND": 1, "OTHER": 1}.items():
+        assert value(metrics, "nv_inference_request_failure", reason=reason, **of) == count
