@@ -99,8 +99,11 @@ bench-calibration: $(VENV)/.stamp .peers/modelopt/.stamp ## Measure calibration 
 	$(BIN)/python -m tests.bench_int8 build/calibration
 	$(BIN)/python -m tests.bench_compress build/calibration
 
-bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the agent beside other servers (6 minutes).
+bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the agent beside other servers (15 minutes).
 	$(BIN)/python -m tests.bench_serving build/serving
+	rm -rf build/minilm
+	$(BIN)/python -m tests.minilm build/minilm
+	$(BIN)/python -m tests.bench_batching build/minilm/bundle build/minilm/keys
 
 clean: ## Remove what make made.
 	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out

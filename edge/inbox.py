@@ -1,9 +1,10 @@
 """The requests of one model that wait, and the decision when enough of them wait to be run.
 
 A batch starts at once when nobody else is expected. Who is expected follows from the last batch:
-its callers, when they wait for their answers, come back together. So the inbox waits for as many
-requests as were last in flight, but no longer than a window, which shrinks whenever waiting was in
-vain and grows when it was not, and never longer than half of what a run takes.
+its callers, when they wait for their answers, come back together. To wait for them can pay only as
+long as a run costs before its first row: with run(n) = fixed + n * row, one run of m rows after a
+wait w beats two runs at once if w + fixed + m * row < 2 * fixed + m * row, that is w < fixed. The
+fixed cost is learnt from the runs; the window also shrinks whenever waiting was in vain.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edge.errors import DeadlineError, NotReadyError, QueueFullError
 from edge.oip import NORMAL_PRIORITY
 from edge.spec import AnyArray, Feeds
 
-_WINDOW_SHARE = 0.5  # of a run
+_FORGOTTEN = 0.05  # of what is known about runs, by each of them
 _SMALLEST_WINDOW_S = 50e-6
 
 
@@ -54,6 +55,32 @@ class Request:
         return self.priority, self.submitted
 
 
+class RunCost:
+    """run(n) = fixed + n * row, fitted to the last runs by least squares; older ones fade."""
+
+    def __init__(self) -> None:
+        self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
+
+    def add(self, rows: int, run_s: float) -> None:
+        """Take in one run."""
+        keep = 1.0 - _FORGOTTEN
+        self._weight = keep * self._weight + 1.0
+        self._rows = keep * self._rows + rows
+        self._seconds = keep * self._seconds + run_s
+        self._squares = keep * self._squares + rows * rows
+        self._products = keep * self._products + rows * run_s
+
+    @property
+    def fixed_s(self) -> float:
+        """The cost before the first row; 0 while all runs had the same rows."""
+        spread = self._weight * self._squares - self._rows**2
+        if self._weight == 0.0 or spread <= 1e-6 * self._weight * self._squares:
+            return 0.0
+        row_s = (self._weight * self._products - self._rows * self._seconds) / spread
+        mean_s = self._seconds / self._weight
+        return min(mean_s, max(0.0, mean_s - row_s * self._rows / self._weight))
+
+
 class Inbox:
     """Bounded by count and by bytes. `put` is for callers, the rest for the one who runs."""
 
@@ -78,7 +105,7 @@ class Inbox:
         self._is_open = False
         self._is_closed = False
         self._expected = 0
-        self._run_s = 0.0
+        self._runs = RunCost()
         self._largest_window_s = window_s
         self.window_s = window_s  # the longest wait for company, as it is now
 
@@ -151,13 +178,13 @@ class Inbox:
             self._bytes = sum(request.size for request in left)
             return batch
 
-    def note_run(self, requests: int, run_s: float) -> None:
-        """Learn from a batch that is done: how many callers may come back, and what a run takes."""
+    def note_run(self, requests: int, rows: int, run_s: float) -> None:
+        """Learn from a batch that is done: how many callers may come back, and what runs cost."""
         self._expected = requests + len(self._waiting)
-        self._run_s = run_s
+        self._runs.add(rows, run_s)
 
     def _wait_for_company(self) -> None:
-        window_s = min(self.window_s, _WINDOW_SHARE * self._run_s)
+        window_s = min(self.window_s, self._runs.fixed_s)
         if window_s < _SMALLEST_WINDOW_S or self._is_closed:
             return
         came = self._changed.wait_for(self._is_complete, window_s)

@@ -164,9 +164,9 @@ class Worker:
         if self.consecutive_failures:
             logger.info("model recovered name=%s", self.name)
             self.consecutive_failures = 0
-        self._inbox.note_run(len(batch), compute_s)
         extents = [request.extent for request in batch]
         rows = sum(extent.rows for extent in extents)
+        self._inbox.note_run(len(batch), rows, compute_s)
         self._note_run(rows, compute_s)
         for request, part in zip(batch, self._plan.split(outputs, extents), strict=True):
             queue_s = started - request.submitted

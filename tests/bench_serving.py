@@ -17,8 +17,6 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,11 +39,12 @@ PATH = "/v2/models/echo/infer"
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server under test. raw: the path that takes bytes, if not the protocol's own."""
+    """A server under test. path: of inference. binary: the path that takes bytes, if one does."""
 
     name: str
     command: list[str]
     port: int
+    path: str = PATH
     binary: str | None = None
     folder: Path = REPOSITORY
     environ: dict[str, str] | None = None
@@ -57,7 +56,7 @@ def main(folder: Path) -> None:
     results: dict[tuple[str, str, int], list[dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         for server in servers:
-            stack.enter_context(running(server))
+            stack.enter_context(running(server, requests_for(server, "JSON")))
         for number in range(RUNS):
             for connections in CONNECTIONS:
                 for server in servers:
@@ -205,21 +204,27 @@ def requests_for(server: Server, kind: str) -> bytes:
 
 def load(server: Server, kind: str, connections: int) -> dict[str, float]:
     """Return what a client in a process of its own saw."""
-    command = [sys.executable, "-m", "tests.bench_client", "127.0.0.1", str(server.port)]
+    return load_with(server.port, requests_for(server, kind), connections, SECONDS)
+
+
+def load_with(
+    port: int, request: bytes, connections: int, seconds: float, *, tolerance: float = 0.0
+) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.bench_client", "127.0.0.1", str(port)]
     done = subprocess.run(
-        [*command, str(connections), str(SECONDS)],
-        input=requests_for(server, kind),
+        [*command, str(connections), str(seconds), str(tolerance)],
+        input=request,
         stdout=subprocess.PIPE,
         check=True,
-        timeout=SECONDS + START_S,
+        timeout=seconds + START_S,
     )
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
 
 
 @contextlib.contextmanager
-def running(server: Server) -> Iterator[None]:
-    """Run a server until the end of the block."""
+def running(server: Server, request: bytes) -> Iterator[None]:
+    """Run a server until the end of the block, once it answers a request."""
     path = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **(server.environ or {})}
     process = subprocess.Popen(
@@ -231,7 +236,7 @@ def running(server: Server) -> Iterator[None]:
         start_new_session=True,
     )
     try:
-        wait_until_it_answers(server, process)
+        wait_until_it_answers(server, request, process)
         yield
     finally:
         process.send_signal(signal.SIGTERM)
@@ -242,20 +247,17 @@ def running(server: Server) -> Iterator[None]:
         process.wait()
 
 
-def wait_until_it_answers(server: Server, process: subprocess.Popen[bytes]) -> None:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}{PATH}",
-        requests_for(server, "JSON").partition(b"\r\n\r\n")[2],
-        {"Content-Type": "application/json"},
-    )
+def wait_until_it_answers(server: Server, asked: bytes, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                if answer.status == 200:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+                client.sendall(asked)
+                if client.recv(12).endswith(b" 200"):
                     return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.1)
+        except OSError:
+            pass
+        time.sleep(0.1)
     raise SystemExit(f"{server.name} does not answer on port {server.port}")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge.batching import Plan
 from edge.errors import DeadlineError, NotReadyError, QueueFullError
-from edge.inbox import Inbox, Request
+from edge.inbox import Inbox, Request, RunCost
 from edge.manifest import Batching
 from tests.fakes import DEADLINE_S, FakeClock, affine_plan
 
@@ -117,20 +117,28 @@ def test_a_closed_inbox_gives_out_what_it_holds_and_takes_no_more() -> None:
     assert not inbox.is_open
 
 
+def learn(inbox: Inbox, *, fixed_s: float, row_s: float) -> None:
+    """Let an inbox see runs of several sizes."""
+    for rows in (1, 8, 2, 4) * 5:
+        inbox.note_run(1, rows, fixed_s + rows * row_s)
+
+
 def test_an_idle_model_never_waits_for_company() -> None:
     inbox = make_inbox(window_s=DEADLINE_S)
+    learn(inbox, fixed_s=DEADLINE_S, row_s=0.0)
     for _ in range(3):
         inbox.put(make_request())
         assert len(inbox.take()) == 1
-        inbox.note_run(1, run_s=10.0)
+        inbox.note_run(1, 1, DEADLINE_S)
 
 
 def test_callers_of_the_last_batch_are_waited_for() -> None:
     inbox = make_inbox(window_s=DEADLINE_S)
+    learn(inbox, fixed_s=DEADLINE_S, row_s=0.001)
     for number in range(3):
         inbox.put(make_request(number))
     assert len(inbox.take()) == 3
-    inbox.note_run(3, run_s=2 * DEADLINE_S)
+    inbox.note_run(3, 3, DEADLINE_S + 0.003)
     inbox.put(make_request(3))
     taken: list[Request] = []
     taker = threading.Thread(target=lambda: taken.extend(inbox.take()))
@@ -144,17 +152,36 @@ def test_callers_of_the_last_batch_are_waited_for() -> None:
 
 def test_waiting_in_vain_makes_the_window_shrink_until_nobody_waits() -> None:
     inbox = make_inbox(window_s=0.004)
+    learn(inbox, fixed_s=1.0, row_s=0.0)
     waited = 0
     for number in range(40):
         inbox.put(make_request(number))
-        inbox.note_run(8, run_s=1.0)  # as if eight callers had been answered and none came back
+        inbox.note_run(8, 8, 1.0)  # as if eight callers had been answered and none came back
         waited += len(inbox.take())
     assert waited == 40
     assert inbox.window_s <= 50e-6
 
 
-def test_a_short_run_is_not_waited_for() -> None:
+def test_nobody_is_waited_for_where_rows_cost_all_and_runs_nothing() -> None:
     inbox = make_inbox(window_s=DEADLINE_S)
+    learn(inbox, fixed_s=0.0, row_s=DEADLINE_S)
     inbox.put(make_request())
-    inbox.note_run(8, run_s=10e-6)
+    inbox.note_run(8, 8, 8 * DEADLINE_S)
     assert len(inbox.take()) == 1
+
+
+@pytest.mark.parametrize(("fixed_s", "row_s"), [(0.01, 0.002), (0.0, 0.003), (0.5, 0.0)])
+def test_the_fixed_cost_of_a_run_is_found_under_noise(fixed_s: float, row_s: float) -> None:
+    rng = np.random.default_rng(0)
+    cost = RunCost()
+    for rows in rng.integers(1, 33, 500):
+        cost.add(int(rows), (fixed_s + rows * row_s) * rng.uniform(0.98, 1.02))
+    assert cost.fixed_s == pytest.approx(fixed_s, abs=0.05 * (fixed_s + 16 * row_s))
+
+
+def test_runs_of_one_size_say_nothing_about_the_fixed_cost() -> None:
+    cost = RunCost()
+    assert cost.fixed_s == 0.0
+    for _ in range(100):
+        cost.add(8, 0.02)
+    assert cost.fixed_s == 0.0

@@ -1,0 +1,110 @@
+"""What the agent makes of a device: MiniLM served to 32 clients, beside a bare session loop.
+
+    python -m tests.bench_batching BUNDLE KEYS       a bundle that tests.minilm packed
+
+The loop runs the variant that the agent serves, with the same threads, at several batch sizes. Each
+client sends one sentence of TOKENS tokens and waits for its answer.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from edge.bundle import open_bundle
+from edge.ort_session import OrtSession
+from edge.trust import trusted_keys_in
+from host_tools.agent_process import script
+from tests.bench_serving import Server, free_port, load_with, running
+
+TOKENS = 32
+RUNS, SECONDS = 5, 6.0
+BATCHES = (1, 4, 8, 16, 32)
+CONNECTIONS = (1, 32)
+THREADS = 2
+
+
+def main(root: Path, keys: Path) -> None:
+    bundle = open_bundle(root, trusted_keys_in(keys))
+    model = bundle.manifest.models[0]
+    variant = next(v for v in model.variants if v.id == model.preferences[0].variant)
+    session = OrtSession.open(
+        bundle.path(variant.files[0]), inputs=model.inputs, outputs=model.outputs,
+        profile=model.profile, intra_op_threads=THREADS,
+    )  # fmt: skip
+    port = free_port()
+    server = Server(
+        name="edge-agent",
+        command=[
+            script("edge-agent"), "serve", "--bundle", str(root), "--trusted-keys", str(keys),
+            "--port", str(port), "--intra-op-threads", str(THREADS), "--log-level", "error",
+        ],
+        port=port,
+        path=f"/v2/models/{model.name}/infer",
+    )  # fmt: skip
+    request = sentence(model.name)
+    bare: dict[int, list[float]] = {rows: [] for rows in BATCHES}
+    served: dict[int, list[dict[str, float]]] = {count: [] for count in CONNECTIONS}
+    with running(server, request):
+        for _ in range(RUNS):
+            for rows, rates in bare.items():
+                rates.append(rows_per_second(session, rows))
+            for count, runs in served.items():
+                runs.append(load_with(port, request, count, SECONDS, tolerance=0.02))
+    best = 0.0
+    for rows, rates in bare.items():
+        best = max(best, statistics.median(rates))
+        print(f"bare session, batch {rows:>2}: {statistics.median(rates):6.1f} sentences/s")
+    for count, runs in served.items():
+        rps, p50, p99 = (statistics.median(r[k] for r in runs) for k in ("rps", "p50_ms", "p99_ms"))
+        wrong = sum(int(run["wrong"]) for run in runs)
+        print(
+            f"agent, {count:>2} connections: {rps:6.1f} sentences/s ({rps / best:.2f} of the best "
+            f"batch), p50 {p50:.1f} ms, p99 {p99:.1f} ms, {wrong} wrong"
+        )
+
+
+def sentence(name: str) -> bytes:
+    """Return a request for one sentence."""
+    ids = np.random.default_rng(0).integers(1000, 20000, TOKENS)
+    arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    inputs = [
+        {
+            "name": key,
+            "shape": [1, TOKENS],
+            "datatype": "INT64",
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for key, array in arrays.items()
+    ]
+    described = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    text = json.dumps(described).encode()
+    body = text + b"".join(array.tobytes() for array in arrays.values())
+    lines = [
+        f"POST /v2/models/{name}/infer HTTP/1.1",
+        "Host: x",
+        f"Inference-Header-Content-Length: {len(text)}",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def rows_per_second(session: OrtSession, rows: int) -> float:
+    """Return the rate of runs one after the other."""
+    ids = np.random.default_rng(0).integers(1000, 20000, (rows, TOKENS))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    session.run(feeds)
+    begun, runs = time.perf_counter(), 0
+    while time.perf_counter() - begun < SECONDS / 4:
+        session.run(feeds)
+        runs += 1
+    return rows * runs / (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
