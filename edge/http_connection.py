@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 MAX_HEADER_BYTES = 16 << 10
-MAX_PIPELINED = 16
 IDLE_S = 60.0  # without a request; also without progress of an answer
 ARRIVAL_S = 20.0  # for a head, and between two pieces of a body
 LINGER_S = 30.0
@@ -48,6 +47,25 @@ class Handler(Protocol):
         """Stop what was started for it."""
 
 
+class Budget:
+    """Bytes of bodies that all connections together may hold; used in the loop's thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.used = 0
+        self._max_bytes = max_bytes
+
+    def take(self, count: int) -> bool:
+        """Take bytes if they are left."""
+        if self.used + count > self._max_bytes:
+            return False
+        self.used += count
+        return True
+
+    def give_back(self, count: int) -> None:
+        """Return what was taken."""
+        self.used -= count
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What all connections of a server share."""
@@ -56,6 +74,7 @@ class Rules:
     loop: asyncio.AbstractEventLoop
     address: tuple[str, int]
     max_body_bytes: int
+    arriving: Budget
     on_refusal: Callable[[int], None]
     on_open: Callable[[Connection], HttpAnswer | None]  # an answer refuses the connection
     on_close: Callable[[Connection], None]
@@ -73,6 +92,7 @@ class _Request:
     method: str = ""
     version: str = "1.1"
     keeps_alive: bool = False
+    taken: int = 0  # of the budget
 
 
 class _RefusedError(Exception):
@@ -152,8 +172,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of whatever was being made for the client."""
         cancel, self._cancel = self._cancel, None
-        self._answering, self._arriving = None, None
-        self._waiting.clear()
+        self._drop_all()
         if cancel is not None:
             cancel()
         self._rules.on_close(self)
@@ -191,20 +210,24 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Add a piece of the body."""
-        arrived = self._current().body
-        if len(arrived) + len(body) > self._rules.max_body_bytes:
+        request = self._current()
+        if len(request.body) + len(body) > self._rules.max_body_bytes:
             raise _RefusedError(self._too_large())
-        arrived += body
+        if not self._rules.arriving.take(len(body)):
+            message = "Service Unavailable: other bodies fill the memory for them; retry later"
+            raise _RefusedError(json_error(503, message))
+        request.taken += len(body)
+        request.body += body
 
     def on_message_complete(self) -> None:
         """Put the request into line."""
         request, self._arriving = self._current(), None
         request.keeps_alive = self._parser.should_keep_alive()
         self._waiting.append(request)
-        if len(self._waiting) >= MAX_PIPELINED:
-            self._transport.pause_reading()
         if self._answering is None:
             self._next()
+        else:  # one at a time; the next may have come along with this one
+            self._transport.pause_reading()
 
     # Answers.
 
@@ -239,7 +262,7 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         request = self._answering = self._waiting.popleft()
-        if len(self._waiting) < MAX_PIPELINED and not self._is_ended:
+        if not self._waiting and not self._is_ended:
             self._transport.resume_reading()
         body, request.body = bytes(request.body), bytearray()
         try:
@@ -257,6 +280,7 @@ class Connection(asyncio.Protocol):
         if self._answering is not request:
             return
         self._answering, self._cancel = None, None
+        self._drop(request)
         last = self._is_ended and not self._waiting
         closes = not request.keeps_alive or self.is_draining or last
         self._write(answer, closes=closes, with_body=request.method != "HEAD")
@@ -273,8 +297,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, answer: HttpAnswer) -> None:
         """Answer at once, then read on for a while: a reset would destroy the answer."""
         self._rules.on_refusal(answer.status)
-        self._answering, self._arriving = None, None
-        self._waiting.clear()
+        self._drop_all()
         self._write(answer, closes=True)
         self._lingers_until = self._rules.loop.time() + LINGER_S
         if self._is_ended or not self._transport.can_write_eof():
@@ -336,6 +359,17 @@ class Connection(asyncio.Protocol):
         environ["CONTENT_LENGTH"] = str(length)
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         return environ
+
+    def _drop_all(self) -> None:
+        for request in (self._answering, self._arriving, *self._waiting):
+            if request is not None:
+                self._drop(request)
+        self._answering, self._arriving = None, None
+        self._waiting.clear()
+
+    def _drop(self, request: _Request) -> None:
+        self._rules.arriving.give_back(request.taken)
+        request.taken = 0
 
     def _current(self) -> _Request:
         if self._arriving is None:

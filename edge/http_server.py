@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import ConfigError
 from edge.http_answer import AGENT_FAILED, HttpAnswer, json_error
-from edge.http_connection import Cancel, Connection, Handler, Rules, with_input
+from edge.http_connection import Budget, Cancel, Connection, Handler, Rules, with_input
 from edge.pool import Pool
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 1000
 BACKLOG = 512
+# So many of the largest bodies may be held at once, from the first byte to the answer.
+LARGEST_BODIES = 8
 TURN_S = 1.0
 SWEEP_S = 1.0
 # Flask answers what takes no time: health, metrics, descriptions.
@@ -142,9 +144,11 @@ class HttpServer:
         loop: Loop,
         listener: socket.socket,
         *,
+        max_body_bytes: int,
         clock: Callable[[], float],
     ) -> None:
         self.loop = loop
+        self.arriving = Budget(LARGEST_BODIES * max_body_bytes)
         self._handler = handler
         self._listener = listener
         self._clock = clock
@@ -176,12 +180,13 @@ class HttpServer:
             handler.close()
             loop.events.close()
             raise
-        server = cls(handler, loop, listener, clock=clock)
+        server = cls(handler, loop, listener, max_body_bytes=max_body_bytes, clock=clock)
         rules = Rules(
             handler=handler,
             loop=loop.events,
             address=server._address,
             max_body_bytes=max_body_bytes,
+            arriving=server.arriving,
             on_refusal=on_refusal,
             on_open=server._welcome,
             on_close=server._forget,

@@ -358,3 +358,32 @@ def test_a_header_with_an_underscore_cannot_pose_as_another(running: Running) ->
     with closing(running.http()) as connection:
         connection.request("POST", "/headers", b"", {"X_Real": "forged", "X-Real": "true"})
         assert json.loads(connection.getresponse().read())["HTTP_X_REAL"] == "true"
+
+
+def test_bodies_of_all_clients_together_are_bounded_and_given_back(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.server.arriving, "_max_bytes", 150_000)
+    head = b"POST /echo HTTP/1.1\r\nContent-Length: 90000\r\n\r\n"
+    with closing(running.http()) as idle, running.connect() as first:
+        first.sendall(head + b"x" * 80_000)
+        while running.server.arriving.used < 80_000:
+            idle.request("POST", "/echo", b"")
+            assert idle.getresponse().read() == b""
+        with running.connect() as second:
+            second.sendall(head + b"y" * 90_000)
+            assert read_all(second).startswith(b"HTTP/1.1 503 ")
+        first.sendall(b"x" * 10_000)
+        answer = b""
+        while not answer.endswith(b"x" * 90_000):
+            answer += first.recv(65536)
+        idle.request("POST", "/echo", b"z" * 90_000)
+        assert idle.getresponse().read() == b"z" * 90_000
+        with running.connect() as third:  # one that vanishes gives back what it took
+            third.sendall(head + b"x" * 80_000)
+            while running.server.arriving.used < 80_000:
+                idle.request("POST", "/echo", b"")
+                assert idle.getresponse().read() == b""
+        while running.server.arriving.used:
+            idle.request("POST", "/echo", b"")
+            assert idle.getresponse().read() == b""
