@@ -8,8 +8,6 @@ middle of its body would lose an answer if its bytes stayed unread.
 from __future__ import annotations
 
 import asyncio
-import io
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,11 +15,11 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote_to_bytes
 
 import httptools
 
 from edge.http_answer import HttpAnswer, json_error, too_large
+from edge.wsgi_environ import environ_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -266,7 +264,15 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         body, request.body = bytes(request.body), bytearray()
         try:
-            environ = self._environ(request, len(body))
+            environ = environ_of(
+                request.method,
+                request.url,
+                request.headers,
+                version=request.version,
+                length=len(body),
+                client=self._remote,
+                server=self._rules.address,
+            )
         except (httptools.HttpParserInvalidURLError, UnicodeError, ValueError):
             self._refuse(json_error(400, "Bad Request: the target of the request is malformed"))
             return
@@ -322,44 +328,6 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.writelines([head, answer.body])
 
-    def _environ(self, request: _Request, length: int) -> WSGIEnvironment:
-        """Return the request as PEP 3333 wants it, without its body."""
-        url = request.url
-        if not url.startswith(b"/"):
-            parsed = httptools.parse_url(url)
-            url = (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
-        path, _, query = url.partition(b"?")
-        if b"%" in path:
-            path = unquote_to_bytes(path)
-        environ: dict[str, Any] = {
-            "REQUEST_METHOD": request.method,
-            "SCRIPT_NAME": "",
-            "PATH_INFO": path.decode("latin-1"),
-            "QUERY_STRING": query.decode("latin-1"),
-            "SERVER_NAME": self._rules.address[0],
-            "SERVER_PORT": str(self._rules.address[1]),
-            "SERVER_PROTOCOL": f"HTTP/{request.version}",
-            "REMOTE_ADDR": self._remote,
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": True,
-            "wsgi.multiprocess": False,
-            "wsgi.run_once": False,
-        }
-        for name, value in request.headers:
-            if b"_" in name:  # would look like the one with a dash
-                continue
-            key, text = name.decode("latin-1").upper().replace("-", "_"), value.decode("latin-1")
-            if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
-                key = f"HTTP_{key}"
-                if key in environ:
-                    text = f"{environ[key]},{text}"
-            environ[key] = text
-        environ["CONTENT_LENGTH"] = str(length)
-        environ.pop("HTTP_TRANSFER_ENCODING", None)
-        return environ
-
     def _drop_all(self) -> None:
         for request in (self._answering, self._arriving, *self._waiting):
             if request is not None:
@@ -388,12 +356,6 @@ class Connection(asyncio.Protocol):
 
     def _too_large(self) -> HttpAnswer:
         return json_error(413, str(too_large(self._rules.max_body_bytes)))
-
-
-def with_input(environ: WSGIEnvironment, body: bytes) -> WSGIEnvironment:
-    """Return an environ whose application can read the body."""
-    environ["wsgi.input"] = io.BytesIO(body)
-    return environ
 
 
 def _phrase(status: int) -> str:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import ConfigError
 from edge.http_answer import AGENT_FAILED, HttpAnswer, json_error
-from edge.http_connection import Budget, Cancel, Connection, Handler, Rules, with_input
+from edge.http_connection import Budget, Cancel, Connection, Handler, Rules
 from edge.pool import Pool
+from edge.wsgi_environ import with_input
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment

@@ -29,7 +29,7 @@ from edge.http_answer import (
     too_large,
     unpacked,
 )
-from edge.http_connection import Cancel, Handler, with_input
+from edge.http_connection import Cancel, Handler
 from edge.http_server import Loop
 from edge.inbox import Answer, too_late
 from edge.manifest import Model
@@ -37,6 +37,7 @@ from edge.pool import Pool
 from edge.predict import ImageRequests
 from edge.serving import ServedModel, Serving
 from edge.spec import check_feeds, check_tensor, check_together
+from edge.wsgi_environ import with_input
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

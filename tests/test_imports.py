@@ -37,7 +37,17 @@ LAZY = {
 # The modules of edge, lowest layer first; a module imports from lower layers only.
 EDGE_LAYERS = (
     {"edge"},
-    {"devices", "errors", "installed", "latency", "notify", "pool", "probes", "statistics"},
+    {
+        "devices",
+        "errors",
+        "installed",
+        "latency",
+        "notify",
+        "pool",
+        "probes",
+        "statistics",
+        "wsgi_environ",
+    },
     {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer"},
     {"http_connection", "onnxruntime_library", "spec"},
     {"http_server", "images"},
