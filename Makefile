@@ -72,6 +72,10 @@ bench-gpu: ## Build and measure the engines of BENCHMARKS.md with the TensorRT o
 	$(PYTHON) -m tests.gpu.layer_profile build/gpu 32 resnet50.fp16 resnet50.int8
 	$(PYTHON) -m tests.gpu.soak build/gpu resnet50.fp16 200000 1000
 	$(PYTHON) -m tests.gpu.bench_torch build/gpu
+	$(PYTHON) -m tests.gpu.build_engines build/gpu build/gpu/timings embedder.fp16
+	rm -rf build/gpu/served
+	$(PYTHON) -m tests.gpu.make_bundle build/gpu embedder build/gpu/served fp16
+	$(PYTHON) -m tests.gpu.serve_load build/gpu embedder build/gpu/served fp16
 
 lint: $(VENV)/.stamp ## Check style, types and the import table.
 	$(BIN)/ruff check

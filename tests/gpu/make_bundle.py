@@ -60,9 +60,12 @@ def main(folder: Path, name: str, out: Path, precisions: list[str]) -> None:
             )
         )  # fmt: skip
     base = affine_parts()[0]
+    batching = m.Batching()
+    if name != "resnet50":
+        batching = m.Batching(ragged="sequence", pads={s.name: 0 for s in interface.inputs})
     model = replace(
         base.models[0], name=name, inputs=interface.inputs, outputs=interface.outputs,
-        profile=interface.profile, variants=tuple(variants), preferences=(),
+        batching=batching, profile=interface.profile, variants=tuple(variants), preferences=(),
         golden=m.Golden(cases=tuple(cases), tolerance=TOLERANCE),
     )  # fmt: skip
     key = make_key()

@@ -1,6 +1,6 @@
 """Write the benchmark's models: ONNX in fp32 and int8, inputs, and what torch answers in fp32.
 
-python -m tests.gpu.make_models FOLDER
+python -m tests.gpu.make_models FOLDER [MODEL...]
 """
 
 from __future__ import annotations
@@ -16,35 +16,42 @@ from calibration.graph import prepared
 from calibration.placement import place
 from calibration.qdq import quantize
 from calibration.runtime import Runner, with_outputs
-from tests.gpu.nets import IMAGE, TOKENS, VOCABULARY, encoder, resnet50
+from tests.gpu.nets import IMAGE, TOKENS, VOCABULARY, embedder, encoder, resnet50
 
 ROWS = 32
 CALIBRATION_BATCH = 8
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     random = torch.Generator().manual_seed(7)
-    net = resnet50()
-    torch.save(net.state_dict(), folder / "resnet50.pt")
-    _write(
-        folder, "resnet50", net, {"image": torch.randn(ROWS, *IMAGE, generator=random)}, "logits"
-    )
+    images = torch.randn(ROWS, *IMAGE, generator=random)
     ids = torch.randint(0, VOCABULARY, (ROWS, TOKENS), generator=random)
     mask = torch.ones_like(ids)
     for row in range(ROWS):
         mask[row, TOKENS - 3 * (row % 20) :] = 0
-    _write(folder, "encoder", encoder(), {"input_ids": ids, "attention_mask": mask}, "hidden")
+    text = {"input_ids": ids, "attention_mask": mask}
+    if "resnet50" in names:
+        net = resnet50()
+        torch.save(net.state_dict(), folder / "resnet50.pt")
+        _write(folder, "resnet50", net, {"image": images}, "logits")
+    if "encoder" in names:
+        _write(folder, "encoder", encoder(), text, "hidden")
+    if "embedder" in names:
+        _write(folder, "embedder", embedder(), text, "embedding")
 
 
 def _write(
     folder: Path, name: str, net: torch.nn.Module, feeds: dict[str, torch.Tensor], output: str
 ) -> None:
     varying = {0: "batch"} if name == "resnet50" else {0: "batch", 1: "sequence"}
+    axes = {**dict.fromkeys(feeds, varying), output: {0: "batch"}}
+    if name == "encoder":
+        axes[output] = varying
     path = folder / f"{name}.onnx"
     torch.onnx.export(
         net, tuple(tensor[:2] for tensor in feeds.values()), str(path), input_names=list(feeds),
-        output_names=[output], dynamic_axes=dict.fromkeys([*feeds, output], varying),
+        output_names=[output], dynamic_axes=axes,
         opset_version=17, dynamo=False,
     )  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,4 +78,4 @@ def _quantized(source: onnx.ModelProto, arrays: dict[str, np.ndarray]) -> onnx.M
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] or ["resnet50", "encoder", "embedder"])

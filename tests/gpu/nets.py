@@ -85,6 +85,19 @@ class Encoder(nn.Module):
         return x
 
 
+class Embedder(nn.Module):
+    """The encoder's mean over the tokens that the mask leaves."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.encoder(input_ids, attention_mask)
+        weights = attention_mask[:, :, None].to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+
+
 def resnet50() -> ResNet50:
     """Return a net whose normalisation has seen random images: activations stay in range."""
     torch.manual_seed(0)
@@ -99,6 +112,11 @@ def encoder() -> Encoder:
     """Return an encoder with random weights."""
     torch.manual_seed(0)
     return Encoder().eval()
+
+
+def embedder() -> Embedder:
+    """Return the same encoder with a mean behind it."""
+    return Embedder(encoder()).eval()
 
 
 def _convolution(channels: int, out: int, size: int, stride: int = 1) -> nn.Sequential:

@@ -37,6 +37,13 @@ MODELS = {
         outputs=(TensorSpec(name="hidden", datatype="FP32", shape=("batch", "sequence", 768)),),
         profile=_same(_TEXT, (1, 16), (8, 128), (32, 128)),
     ),
+    "embedder": Interface(
+        inputs=tuple(
+            TensorSpec(name=name, datatype="INT64", shape=("batch", "sequence")) for name in _TEXT
+        ),
+        outputs=(TensorSpec(name="embedding", datatype="FP32", shape=("batch", 768)),),
+        profile=_same(_TEXT, (1, 16), (8, 128), (32, 128)),
+    ),
 }
 
 

@@ -1,0 +1,123 @@
+"""The agent on TensorRT under load, beside the engine alone.
+
+python -m tests.gpu.serve_load FOLDER MODEL BUNDLE_FOLDER PRECISION
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from edge.tensorrt_library import load_tensorrt
+from edge.trt_session import TrtSession
+from host_tools.agent_process import agent_process
+from tests.gpu.shapes import MODELS
+
+SECONDS = 5.0
+BATCHES = (1, 8, 16, 32)
+# Rows a request, connections, client processes.
+LOADS = ((8, 1, 1), (8, 4, 1), (8, 8, 2), (8, 16, 2), (1, 1, 1), (1, 64, 2))
+START_TIMEOUT_S = 300.0
+TOLERANCE = 0.02
+
+
+def main(folder: Path, name: str, where: Path, precision: str) -> None:
+    interface, arrays = MODELS[name], np.load(folder / f"{name}.npz")
+    plan = (folder / f"{name}.{precision}.engine").read_bytes()
+    session = TrtSession.open(
+        plan, library=load_tensorrt("trt"), inputs=interface.inputs, outputs=interface.outputs,
+        profile=interface.profile,
+    )  # fmt: skip
+    best = 0.0
+    for rows in BATCHES:
+        feeds = {s.name: np.ascontiguousarray(arrays[s.name][:rows]) for s in interface.inputs}
+        rate = rows * runs_per_second(session, feeds)
+        best = max(best, rate)
+        print(f"engine alone, batch {rows}: {rate:.0f} rows/s", flush=True)
+    session.close()
+    flags = ["--bundle", "bundle", "--trusted-keys", "keys", "--cache", "cache", "--port", "0"]
+    flags += ["--variant", precision, "--queue-size", "512"]
+    with agent_process(where, flags, timeout_s=START_TIMEOUT_S) as (url, _):
+        for rows, connections, clients in LOADS:
+            feeds = {s.name: np.ascontiguousarray(arrays[s.name][:rows]) for s in interface.inputs}
+            report(url, request_for(name, feeds), rows, connections, clients, best)
+
+
+def runs_per_second(session: TrtSession, feeds: dict[str, np.ndarray]) -> float:
+    """Return the rate of runs one after the other."""
+    for _ in range(20):
+        session.run(feeds)
+    begun, runs = time.perf_counter(), 0
+    while time.perf_counter() - begun < SECONDS / 2:
+        session.run(feeds)
+        runs += 1
+    return runs / (time.perf_counter() - begun)
+
+
+def request_for(name: str, feeds: dict[str, np.ndarray]) -> bytes:
+    """Return a whole request in binary."""
+    inputs = [
+        {
+            "name": key,
+            "shape": list(array.shape),
+            "datatype": "INT64",
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for key, array in feeds.items()
+    ]
+    described = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    text = json.dumps(described).encode()
+    body = text + b"".join(array.tobytes() for array in feeds.values())
+    lines = [
+        f"POST /v2/models/{name}/infer HTTP/1.1",
+        "Host: x",
+        f"Inference-Header-Content-Length: {len(text)}",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def report(
+    url: str, request: bytes, rows: int, connections: int, clients: int, best: float
+) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    each = str(connections // clients)
+    command = [sys.executable, "-m", "tests.bench_client", host, port, each, str(SECONDS)]
+    smi = subprocess.Popen(
+        ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms",
+         "250"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    processes = [
+        subprocess.Popen([*command, str(TOLERANCE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(clients)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(request)
+        process.stdin.close()
+    figures = []
+    for process in processes:
+        assert process.stdout is not None
+        figures.append(json.loads(process.stdout.read()))
+        process.wait()
+    smi.terminate()
+    busy = [int(line) for line in smi.communicate()[0].split() if line.isdigit()][2:]
+    rps = sum(f["rps"] for f in figures)
+    p50, p99 = (max(f[key] for f in figures) for key in ("p50_ms", "p99_ms"))
+    wrong = sum(int(f["wrong"]) for f in figures)
+    print(
+        f"agent, {rows} rows a request, {connections} connections: {rps:.0f} requests/s, "
+        f"{rows * rps:.0f} rows/s ({rows * rps / best:.2f} of the engine's best), "
+        f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {wrong} wrong, GPU {np.mean(busy or [0]):.0f} % busy",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4])
