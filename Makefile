@@ -108,6 +108,7 @@ bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the 
 	rm -rf build/minilm
 	$(BIN)/python -m tests.minilm build/minilm
 	$(BIN)/python -m tests.bench_batching build/minilm/bundle build/minilm/keys
+	$(BIN)/python -m tests.bench_overload build/minilm/bundle build/minilm/keys
 
 clean: ## Remove what make made.
 	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out
