@@ -34,7 +34,7 @@ from edge.http_server import Loop
 from edge.inbox import Answer, too_late
 from edge.manifest import Model
 from edge.pool import Pool
-from edge.predict import ImageRequests
+from edge.predict import ImageRequests, predictions
 from edge.serving import ServedModel, Serving
 from edge.spec import check_feeds, check_tensor, check_together
 from edge.wsgi_environ import with_input
@@ -136,6 +136,8 @@ class Inference:
     def encoded(self, served: ServedModel, parsed: oip.InferRequest, answer: Answer) -> HttpAnswer:
         """Return the outputs as the request wants them; raises InputError if JSON cannot."""
         model = served.model
+        if parsed.wants_classes and model.classes is not None:
+            return HttpAnswer(status=200, body=predictions(answer.outputs, model, model.classes))
         response = oip.encode_infer(
             answer.outputs, parsed, model=model.name, version=model.version, outputs=model.outputs
         )

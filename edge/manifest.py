@@ -12,8 +12,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge import classes as class_names
+from edge import images
+from edge.classes import Classes
 from edge.errors import BundleError
-from edge.images import ImagePreprocessing, problem_with
+from edge.images import ImagePreprocessing
 from edge.spec import Datatype, Profile, TensorSpec
 
 SCHEMA_VERSION = 1
@@ -188,7 +191,7 @@ class Model:
     """One served model: its interface, its variants, and the evidence for them.
 
     image: how an encoded image becomes the model's input, if it may be fed so. batching: None
-    keeps every request a run of its own.
+    keeps every request a run of its own. classes: what a classifier's scores mean.
     """
 
     name: str
@@ -203,6 +206,7 @@ class Model:
     calibration: Calibration | None = None
     image: ImagePreprocessing | None = None
     batching: Batching | None = None
+    classes: Classes | None = None
     provenance: Provenance
 
 
@@ -307,8 +311,11 @@ def _check_interface(model: Model) -> None:
     if model.batching is not None:
         _check_batching(model, model.batching)
     if model.image is not None:
-        problem = problem_with(model.image, model.inputs, model.profile)
+        problem = images.problem_with(model.image, model.inputs, model.profile)
         _require(problem is None, f"model {model.name!r}: image: {problem}")
+    if model.classes is not None:
+        problem = class_names.problem_with(model.classes, model.outputs)
+        _require(problem is None, f"model {model.name!r}: classes: {problem}")
 
 
 def _check_batching(model: Model, batching: Batching) -> None:

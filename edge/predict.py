@@ -1,22 +1,25 @@
 """Requests as people have them: an image instead of a tensor.
 
 The body is one encoded image, or a multipart form with one or several files named "image", which
-become one batch.
+become one batch. A classifier answers with the names of its best classes, other models with
+tensors.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 from werkzeug.wrappers import Request
 
+from edge.classes import Classes, guesses
 from edge.errors import DeadlineError, InputError
 from edge.images import tensor_from_image
 from edge.manifest import Model
 from edge.oip import InferRequest, WantedOutput
-from edge.spec import check_tensor
+from edge.spec import AnyArray, check_tensor
 
 FORM_FIELD = "image"
 # A decoded image may take 300 MB; requests wait here, they do not pile up in memory.
@@ -55,7 +58,19 @@ class ImageRequests:
             id=None,
             feeds={spec.name: np.concatenate(rows)},
             wanted=tuple(WantedOutput(name=output.name, binary=False) for output in model.outputs),
+            wants_classes=model.classes is not None,
         )
+
+
+def predictions(outputs: Mapping[str, AnyArray], model: Model, classes: Classes) -> bytes:
+    """Return the best classes of every row, in JSON."""
+    return msgspec.json.encode(
+        {
+            "model_name": model.name,
+            "model_version": model.version,
+            "predictions": guesses(outputs[classes.output], classes),
+        }
+    )
 
 
 def _contents(request: Request) -> Sequence[bytes]:

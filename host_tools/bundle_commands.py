@@ -35,6 +35,11 @@ def keygen(name: str, out: Path) -> None:
     help="Real samples for the self-test, as for `calibrate --data`.",
 )
 @click.option("--tokenizer", type=ANY_PATH, help="Model folder or tokenizer.json, for text.")
+@click.option(
+    "--class-names",
+    type=FILE,
+    help="Of a classifier: a line a class; /predict then answers with names.",
+)
 @click.option("--name", required=True, help="Name of the bundle and of the model in it.")
 @click.option(
     "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."

@@ -92,6 +92,10 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
     if model.batching is not None:
         ragged = model.batching.ragged
         lines.append("  requests run together" + (f", padded in {ragged!r}" if ragged else ""))
+    if model.classes is not None:
+        lines.append(
+            f"  {len(model.classes.labels)} classes with names, from {model.classes.output}"
+        )
     if model.image is not None:
         lines.append(f"  {words_from_steps(model.image)}")
     sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}

@@ -54,6 +54,7 @@ from edge.spec import Profile, TensorSpec
 from edge.trust import sign
 from host_tools.batching import batching_of
 from host_tools.blobs import BlobStore
+from host_tools.class_names import classes_from_file
 from host_tools.engine_record import records_in
 from host_tools.golden import Run, golden_feeds, make_golden
 from host_tools.keys import read_private_key
@@ -67,7 +68,8 @@ from host_tools.samples import samples_at
 class PackRequest:
     """What goes into a bundle.
 
-    engines: the folder that `edge-kit build` wrote from fp32.
+    engines: the folder that `edge-kit build` wrote from fp32. class_names: a file with a class a
+    line, in the order of the first output's scores.
     golden: real samples, an .npz file, a folder of them, or text with a tokenizer.
     threads: intra-op threads for the measurement; None means every CPU of this process.
     """
@@ -81,6 +83,7 @@ class PackRequest:
     engines: Path | None = None
     table: Path | None = None
     tokenizer: Path | None = None
+    class_names: Path | None = None
     key: Path | None = None
     threads: int | None = None
 
@@ -245,6 +248,9 @@ def _pack_model(
         ),
         image=image_from_model(float_model),
         batching=batching,
+        classes=None
+        if request.class_names is None
+        else classes_from_file(request.class_names, float_model),
         provenance=Provenance(
             source=provenance.source,
             opset=provenance.opset,

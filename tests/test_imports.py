@@ -50,7 +50,7 @@ EDGE_LAYERS = (
     },
     {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer"},
     {"http_connection", "onnxruntime_library", "spec"},
-    {"http_server", "images"},
+    {"classes", "http_server", "images"},
     {"cuda_library", "manifest", "oip_json", "session", "tensorrt_library", "trust"},
     {"batching", "bundle", "engine_builder", "metrics", "oip", "ort_session", "sealed"},
     {"engine_cache", "inbox", "self_test", "staging", "trt_outputs", "target", "unit"},

@@ -107,3 +107,25 @@ def test_an_agent_answers_a_photo_as_the_model_answers_its_pixels(
             assert (answer.status_code, said in answer.json()["error"]) == (status, True)
         assert httpx.get(url).status_code == 405
         assert httpx.post(url.replace("net", "other"), content=b"x").status_code == 404
+
+
+def test_a_classifier_with_names_answers_with_them(bundle: Path, tmp_path: Path) -> None:
+    names = ["cat", "dog", "fish", "bird", "none of these"]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    words = ["pack", bundle / "net.onnx", "--golden", bundle / "photos", "--name", "net"]
+    result = invoke(*words, "--class-names", tmp_path / "names.txt", "--out", tmp_path / "named")
+    assert result.exit_code == 0, result.output
+    content, row = photo(7)
+    scores = onnxruntime.InferenceSession(bundle / "net.onnx").run(None, {"x": row[None]})[0][0]
+    config = make_config(tmp_path, bundle=tmp_path / "named", allow_unsigned=True)
+    with running_agent(config) as agent:
+        answer = httpx.post(f"{agent.url}/predict/net", content=content).json()
+    (found,) = answer["predictions"]
+    assert [guess["label"] for guess in found] == [names[n] for n in np.argsort(-scores)]
+    assert sum(guess["score"] for guess in found) == pytest.approx(1.0)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    wrong = CliRunner().invoke(
+        cli, [str(w) for w in (*words, "--class-names", tmp_path / "names.txt", "--out", "x")]
+    )
+    assert "2 labels for an output of" in str(wrong.exception)
+    assert not Path("x").exists()
