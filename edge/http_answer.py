@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
 
 import msgspec
 
@@ -44,6 +47,18 @@ def answer_from_error(error: EdgeError) -> HttpAnswer:
     if status == 429:
         answer.headers["Retry-After"] = str(RETRY_AFTER_S)
     return answer
+
+
+def head_of(answer: HttpAnswer, *, closes: bool) -> bytes:
+    """Return the status line and the headers of an answer. closes: whether it is the last."""
+    lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}"]
+    lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+    if "Content-Length" not in answer.headers:
+        lines.append(f"Content-Length: {len(answer.body)}")
+    lines.append(f"Date: {_date()}")
+    if closes:
+        lines.append("Connection: close")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 
 
 def json_error(status: int, message: str) -> HttpAnswer:
@@ -94,3 +109,21 @@ def packed(answer: HttpAnswer, accepted: str) -> HttpAnswer:
     body = stream.compress(answer.body) + stream.flush()
     headers = {**answer.headers, "Content-Encoding": kind, "Vary": "Accept-Encoding"}
     return HttpAnswer(status=answer.status, body=body, headers=headers)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+_dates: dict[int, str] = {}
+
+
+def _date() -> str:
+    now = int(time.time())
+    if now not in _dates:
+        _dates.clear()
+        _dates[now] = formatdate(now, usegmt=True)
+    return _dates[now]

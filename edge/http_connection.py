@@ -8,17 +8,14 @@ middle of its body would lose an answer if its bytes stayed unread.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import formatdate
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httptools
 
-from edge.http_answer import HttpAnswer, json_error, too_large
+from edge.http_answer import HttpAnswer, head_of, json_error, too_large
 from edge.wsgi_environ import environ_of
 
 if TYPE_CHECKING:
@@ -92,6 +89,10 @@ class _Request:
     keeps_alive: bool = False
     taken: int = 0  # of the budget
 
+    def fields(self) -> dict[bytes, bytes]:
+        """Return the headers by name in lower case, the last of each."""
+        return {name.lower(): value for name, value in self.headers}
+
 
 class _RefusedError(Exception):
     """A request that gets no further; raised through the parser."""
@@ -117,7 +118,8 @@ class Connection(asyncio.Protocol):
         self._unsent = 0
         self._lingers_until: float | None = None
         self._discarded = 0
-        self._is_ended = False  # the client sends no more
+        self._is_ended = False  # the client sends no more, or nothing that is read
+        self._offered: _Request | None = None  # with an offer of another protocol
         self.is_draining = False
 
     # The transport's side.
@@ -140,13 +142,17 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
             return
         try:
+            if self._offered is not None:
+                self._take_offered(self._offered, data)
+                return
             self._parser.feed_data(data)
             arriving = self._arriving
             if arriving is not None and not arriving.is_headed:
                 arriving.head_bytes += len(data)
                 self._check_head(arriving)
-        except httptools.HttpParserUpgrade:
-            self._refuse(json_error(400, "Bad Request: this server speaks HTTP/1.1 only"))
+        except httptools.HttpParserUpgrade as error:
+            if self._offered is not None:
+                self.data_received(data[error.args[0] :])
         except (httptools.HttpParserError, _RefusedError) as error:
             cause = error if isinstance(error, _RefusedError) else error.__context__
             if isinstance(cause, _RefusedError):
@@ -199,7 +205,9 @@ class Connection(asyncio.Protocol):
         request.is_headed = True
         request.method = self._parser.get_method().decode("ascii")
         request.version = self._parser.get_http_version()
-        fields = {name.lower(): value for name, value in request.headers}
+        fields = request.fields()
+        if self._parser.should_upgrade() and b"transfer-encoding" in fields:
+            raise _RefusedError(json_error(400, "Bad Request: an upgrade with a chunked body"))
         length = fields.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._rules.max_body_bytes):
             raise _RefusedError(self._too_large())
@@ -219,8 +227,25 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Put the request into line."""
-        request, self._arriving = self._current(), None
+        request = self._current()
+        if self._parser.should_upgrade():
+            # Java and curl offer HTTP/2 so. The offer is passed over, and the request answered as
+            # the last one here; llhttp ends before its body, which is taken in without it.
+            self._offered = request
+            return
         request.keeps_alive = self._parser.should_keep_alive()
+        self._line_up(request)
+
+    def _take_offered(self, request: _Request, data: bytes) -> None:
+        length = int(request.fields().get(b"content-length", b"0"))
+        self.on_body(data[: length - len(request.body)])
+        if len(request.body) >= length:
+            self._offered, self._is_ended = None, True
+            self._transport.pause_reading()
+            self._line_up(request)
+
+    def _line_up(self, request: _Request) -> None:
+        self._arriving = None
         self._waiting.append(request)
         if self._answering is None:
             self._next()
@@ -313,14 +338,7 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
 
     def _write(self, answer: HttpAnswer, *, closes: bool, with_body: bool = True) -> None:
-        lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}"]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        if "Content-Length" not in answer.headers:
-            lines.append(f"Content-Length: {len(answer.body)}")
-        lines.append(f"Date: {_date()}")
-        if closes:
-            lines.append("Connection: close")
-        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        head = head_of(answer, closes=closes)
         if not with_body:
             self._transport.write(head)
         elif len(answer.body) < 1 << 16:
@@ -332,7 +350,7 @@ class Connection(asyncio.Protocol):
         for request in (self._answering, self._arriving, *self._waiting):
             if request is not None:
                 self._drop(request)
-        self._answering, self._arriving = None, None
+        self._answering, self._arriving, self._offered = None, None, None
         self._waiting.clear()
 
     def _drop(self, request: _Request) -> None:
@@ -356,21 +374,3 @@ class Connection(asyncio.Protocol):
 
     def _too_large(self) -> HttpAnswer:
         return json_error(413, str(too_large(self._rules.max_body_bytes)))
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
-
-
-_dates: dict[int, str] = {}
-
-
-def _date() -> str:
-    now = int(time.time())
-    if now not in _dates:
-        _dates.clear()
-        _dates[now] = formatdate(now, usegmt=True)
-    return _dates[now]

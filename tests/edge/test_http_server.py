@@ -1,6 +1,7 @@
 import http.client
 import json
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -387,3 +388,26 @@ def test_bodies_of_all_clients_together_are_bounded_and_given_back(
         while running.server.arriving.used:
             idle.request("POST", "/echo", b"")
             assert idle.getresponse().read() == b""
+
+
+@pytest.mark.parametrize("body", [b"", b"0123456789"])
+def test_an_offer_of_another_protocol_is_passed_over(running: Running, body: bytes) -> None:
+    lines = [
+        "POST /echo HTTP/1.1",
+        "Connection: Upgrade, HTTP2-Settings",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA",
+        f"Content-Length: {len(body)}",
+    ]
+    with running.connect() as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.endswith(b"\r\n\r\n" + body)
+
+
+def test_curl_that_prefers_http_2_is_answered(running: Running) -> None:
+    url = f"http://127.0.0.1:{running.port}/echo"
+    words = ["curl", "-s", "--http2", "--data-binary", "hello", url]
+    assert subprocess.run(words, capture_output=True, check=True).stdout == b"hello"
