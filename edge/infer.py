@@ -26,7 +26,6 @@ from edge.http_answer import (
     answer_from_error,
     json_error,
     packed,
-    too_large,
     unpacked,
 )
 from edge.http_connection import Cancel, Handler
@@ -144,8 +143,6 @@ class Inference:
         return HttpAnswer(status=200, body=response.body, headers=response.headers)
 
     def _parse(self, environ: WSGIEnvironment, body: bytes, model: Model) -> oip.InferRequest:
-        if len(body) > self._max_body_bytes:
-            raise too_large(self._max_body_bytes)
         encoding = environ.get("HTTP_CONTENT_ENCODING", "")
         body = unpacked(body, encoding, max_body_bytes=self._max_body_bytes)
         length = oip.json_length_from_header(

@@ -10,7 +10,7 @@ from host_tools.sources import source_from_factory
 from host_tools.training import (
     Progress,
     Schedule,
-    check_labels,
+    check_out,
     distillation_loss,
     evaluator,
     load_state,
@@ -60,8 +60,7 @@ class DistillReport:
 
 def distill(request: DistillRequest, *, progress: Progress = lambda *_: None) -> DistillReport:
     """Write the student's weights; raises UsageError, TrainingError."""
-    if not request.out.parent.is_dir():
-        raise UsageError(f"--out {request.out}: there is no folder {request.out.parent}")
+    check_out(request.out)
     teacher, student = (source_from_factory(spec) for spec in (request.teacher, request.student))
     if list(teacher.examples) != list(student.examples):
         raise UsageError(
@@ -70,10 +69,10 @@ def distill(request: DistillRequest, *, progress: Progress = lambda *_: None) ->
         )
     if request.teacher_state is not None:
         load_state(teacher.module, request.teacher_state)
-    data = read_training_set(request.data, student)
-    held_out = read_training_set(request.held_out, student)
-    for part, path in ((data, request.data), (held_out, request.held_out)):
-        check_labels(part, teacher.module, path)
+    data, held_out = (
+        read_training_set(path, student, teacher.module)
+        for path in (request.data, request.held_out)
+    )
     batch = request.schedule.batch
     curve = train(
         student.module,

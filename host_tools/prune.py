@@ -20,7 +20,7 @@ from host_tools.sources import TorchSource, source_from_factory
 from host_tools.training import (
     Progress,
     Schedule,
-    check_labels,
+    check_out,
     distillation_loss,
     evaluator,
     load_state,
@@ -78,15 +78,13 @@ class PruneReport:
 
 def prune(request: PruneRequest, *, progress: Progress = lambda *_: None) -> PruneReport:
     """Write the pruned and fine-tuned weights; raises UsageError, TrainingError."""
-    if not request.out.parent.is_dir():
-        raise UsageError(f"--out {request.out}: there is no folder {request.out.parent}")
+    check_out(request.out)
     source = source_from_factory(request.source)
     if request.state is not None:
         load_state(source.module, request.state)
-    data = read_training_set(request.data, source)
-    held_out = read_training_set(request.held_out, source)
-    for part, path in ((data, request.data), (held_out, request.held_out)):
-        check_labels(part, source.module, path)
+    data, held_out = (
+        read_training_set(path, source, source.module) for path in (request.data, request.held_out)
+    )
     original = copy.deepcopy(source.module)
     evaluate = evaluator(source.module, held_out, original, request.schedule.batch)
     before = evaluate()

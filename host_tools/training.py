@@ -58,8 +58,18 @@ class Schedule:
     seed: int = 0
 
 
-def read_training_set(path: Path, source: TorchSource) -> TrainingSet:
-    """Return the samples at path for a model; raises UsageError if inputs are missing."""
+def check_out(path: Path) -> None:
+    """Raise UsageError, before minutes of work, for a file that has no folder to go to."""
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {path.parent}")
+
+
+def read_training_set(path: Path, source: TorchSource, judge: torch.nn.Module) -> TrainingSet:
+    """Return the samples at path for a model.
+
+    judge: the module whose classes the labels must be. Raises UsageError if inputs are missing,
+    TrainingError for labels that are none of its classes.
+    """
     import torch
 
     samples = open_samples(path)
@@ -72,12 +82,14 @@ def read_training_set(path: Path, source: TorchSource) -> TrainingSet:
             "these names"
         )
     labels = samples.labels()
-    return TrainingSet(
+    data = TrainingSet(
         inputs=tuple(
             torch.from_numpy(np.concatenate([b[name] for b in batches])) for name in names
         ),
         labels=None if labels is None else torch.from_numpy(labels),
     )
+    _check_labels(data, judge, path)
+    return data
 
 
 def train(
@@ -209,7 +221,7 @@ def distillation_loss(original: torch.nn.Module, *, temperature: float, share: f
     return loss
 
 
-def check_labels(data: TrainingSet, module: torch.nn.Module, path: Path) -> None:
+def _check_labels(data: TrainingSet, module: torch.nn.Module, path: Path) -> None:
     """Raise TrainingError unless every label is a class of the module's first output."""
     import torch
 

@@ -8,7 +8,6 @@ client sends one sentence of TOKENS tokens and waits for its answer.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from edge.bundle import open_bundle
 from edge.ort_session import OrtSession
 from edge.trust import trusted_keys_in
 from host_tools.agent_process import script
+from tests.bench_client import binary_request
 from tests.bench_serving import Server, free_port, load_with, running
 
 TOKENS = 32
@@ -37,16 +37,7 @@ def main(root: Path, keys: Path) -> None:
         bundle.path(variant.files[0]), inputs=model.inputs, outputs=model.outputs,
         profile=model.profile, intra_op_threads=THREADS,
     )  # fmt: skip
-    port = free_port()
-    server = Server(
-        name="edge-agent",
-        command=[
-            script("edge-agent"), "serve", "--bundle", str(root), "--trusted-keys", str(keys),
-            "--port", str(port), "--intra-op-threads", str(THREADS), "--log-level", "error",
-        ],
-        port=port,
-        path=f"/v2/models/{model.name}/infer",
-    )  # fmt: skip
+    server = agent_server(root, keys)
     request = sentence(model.name)
     bare: dict[int, list[float]] = {rows: [] for rows in BATCHES}
     served: dict[int, list[dict[str, float]]] = {count: [] for count in CONNECTIONS}
@@ -55,7 +46,7 @@ def main(root: Path, keys: Path) -> None:
             for rows, rates in bare.items():
                 rates.append(rows_per_second(session, rows))
             for count, runs in served.items():
-                runs.append(load_with(port, request, count, SECONDS, tolerance=0.02))
+                runs.append(load_with(server.port, request, count, SECONDS, tolerance=0.02))
     best = 0.0
     for rows, rates in bare.items():
         best = max(best, statistics.median(rates))
@@ -71,27 +62,16 @@ def main(root: Path, keys: Path) -> None:
 
 def sentence(name: str) -> bytes:
     """Return a request for one sentence."""
-    ids = np.random.default_rng(0).integers(1000, 20000, TOKENS)
-    arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    inputs = [
-        {
-            "name": key,
-            "shape": [1, TOKENS],
-            "datatype": "INT64",
-            "parameters": {"binary_data_size": array.nbytes},
-        }
-        for key, array in arrays.items()
-    ]
-    described = {"inputs": inputs, "parameters": {"binary_data_output": True}}
-    text = json.dumps(described).encode()
-    body = text + b"".join(array.tobytes() for array in arrays.values())
-    lines = [
-        f"POST /v2/models/{name}/infer HTTP/1.1",
-        "Host: x",
-        f"Inference-Header-Content-Length: {len(text)}",
-        f"Content-Length: {len(body)}",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    ids = np.random.default_rng(0).integers(1000, 20000, (1, TOKENS))
+    return binary_request(name, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+
+def agent_server(root: Path, keys: Path) -> Server:
+    """Return the agent on a bundle."""
+    port = free_port()
+    command = [script("edge-agent"), "serve", "--bundle", str(root), "--trusted-keys", str(keys)]
+    flags = ["--port", str(port), "--intra-op-threads", str(THREADS), "--log-level", "error"]
+    return Server(name="edge-agent", command=[*command, *flags], port=port)
 
 
 def rows_per_second(session: OrtSession, rows: int) -> float:

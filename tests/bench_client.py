@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edge.spec import datatype_from_numpy
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 TAIL_BYTES = 64
 
@@ -44,6 +46,29 @@ class Connection:
         status, tail = int(self.received[9:12]), bytes(self.received[-TAIL_BYTES:])
         self.received.clear()
         return status, tail
+
+
+def binary_request(name: str, feeds: dict[str, np.ndarray]) -> bytes:
+    """Return a whole request for a model, everything in binary."""
+    inputs = [
+        {
+            "name": key,
+            "shape": list(array.shape),
+            "datatype": datatype_from_numpy(array.dtype),
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for key, array in feeds.items()
+    ]
+    described = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    text = json.dumps(described).encode()
+    body = text + b"".join(array.tobytes() for array in feeds.values())
+    lines = [
+        f"POST /v2/models/{name}/infer HTTP/1.1",
+        "Host: x",
+        f"Inference-Header-Content-Length: {len(text)}",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def run(

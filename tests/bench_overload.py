@@ -22,28 +22,19 @@ import psutil
 
 from edge.bundle import open_bundle
 from edge.trust import trusted_keys_in
-from host_tools.agent_process import script
-from tests.bench_batching import sentence
+from tests.bench_batching import agent_server, sentence
 from tests.bench_client import Connection
-from tests.bench_serving import Server, free_port, load_with, running
+from tests.bench_serving import load_with, running
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 SECONDS = 20.0
 CONNECTIONS = 500
-THREADS = 2
 
 
 def main(root: Path, keys: Path) -> None:
     model = open_bundle(root, trusted_keys_in(keys)).manifest.models[0]
-    port = free_port()
-    server = Server(
-        name="edge-agent",
-        command=[
-            script("edge-agent"), "serve", "--bundle", str(root), "--trusted-keys", str(keys),
-            "--port", str(port), "--intra-op-threads", str(THREADS), "--log-level", "error",
-        ],
-        port=port,
-    )  # fmt: skip
+    server = agent_server(root, keys)
+    port = server.port
     request = sentence(model.name)
     with running(server, request):
         agent = next(p for p in psutil.process_iter() if str(port) in cmdline(p))

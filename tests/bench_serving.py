@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -27,6 +28,7 @@ from onnx import TensorProto, helper
 from edge.manifest import Batching
 from edge.spec import Profile, ShapeRange, TensorSpec
 from host_tools.agent_process import script
+from tests.bench_client import binary_request
 from tests.bundles import affine_parts, golden_tensors, write_bundle
 from tests.models import model_from_nodes
 
@@ -81,8 +83,8 @@ def all_servers(folder: Path) -> list[Server]:
     model = model_from_nodes([helper.make_node("Identity", ["x"], ["y"])], spec[:1], spec[1:])
     graph.write_bytes(model.SerializeToString())
     bundle = folder / "bundle"
-    if not bundle.exists():
-        write_echo_bundle(bundle, graph.read_bytes())
+    shutil.rmtree(bundle, ignore_errors=True)  # an older one may have another manifest
+    write_echo_bundle(bundle, graph.read_bytes())
     ports = [free_port() for _ in range(7)]
     peers, environ = REPOSITORY / ".peers", {"EDGE_ECHO": str(graph)}
     (folder / "mlserver").mkdir(exist_ok=True)
@@ -181,25 +183,19 @@ def free_port() -> int:
 def requests_for(server: Server, kind: str) -> bytes:
     """Return a whole request."""
     values = (np.arange(FLOATS, dtype=np.float32) + 1) * np.float32(0.0137)
-    tensor = {"name": "x", "shape": [1, FLOATS], "datatype": "FP32"}
-    head = ["Host: x"]
+    if kind == "binary" and server.binary == PATH:
+        return binary_request("echo", {"x": values[None]})
+    path, body = str(server.binary), values.tobytes()
     if kind == "JSON":
-        path = PATH
-        body = json.dumps({"inputs": [{**tensor, "data": values.tolist()}]}).encode()
-        head.append("Content-Type: application/json")
-    elif server.binary == PATH:
-        path, parameters = PATH, {"binary_data_size": values.nbytes}
-        described = {
-            "inputs": [{**tensor, "parameters": parameters}],
-            "parameters": {"binary_data_output": True},
-        }
-        text = json.dumps(described).encode()
-        head.append(f"Inference-Header-Content-Length: {len(text)}")
-        body = text + values.tobytes()
-    else:
-        path, body = str(server.binary), values.tobytes()
-    lines = [f"POST {path} HTTP/1.1", *head, f"Content-Length: {len(body)}", "", ""]
-    return "\r\n".join(lines).encode() + body
+        tensor = {"name": "x", "shape": [1, FLOATS], "datatype": "FP32", "data": values.tolist()}
+        path, body = PATH, json.dumps({"inputs": [tensor]}).encode()
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def load(server: Server, kind: str, connections: int) -> dict[str, float]:

@@ -130,6 +130,7 @@ def test_an_idle_model_never_waits_for_company() -> None:
         inbox.put(make_request())
         assert len(inbox.take()) == 1
         inbox.note_run(1, 1, DEADLINE_S)
+    assert inbox.window_s == DEADLINE_S  # waiting in vain would have halved it
 
 
 def test_callers_of_the_last_batch_are_waited_for() -> None:
@@ -168,6 +169,7 @@ def test_nobody_is_waited_for_where_rows_cost_all_and_runs_nothing() -> None:
     inbox.put(make_request())
     inbox.note_run(8, 8, 8 * DEADLINE_S)
     assert len(inbox.take()) == 1
+    assert inbox.window_s == DEADLINE_S
 
 
 @pytest.mark.parametrize(("fixed_s", "row_s"), [(0.01, 0.002), (0.0, 0.003), (0.5, 0.0)])

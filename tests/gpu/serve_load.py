@@ -16,6 +16,7 @@ import numpy as np
 from edge.tensorrt_library import load_tensorrt
 from edge.trt_session import TrtSession
 from host_tools.agent_process import agent_process
+from tests.bench_client import binary_request
 from tests.gpu.shapes import MODELS
 
 SECONDS = 5.0
@@ -45,7 +46,7 @@ def main(folder: Path, name: str, where: Path, precision: str) -> None:
     with agent_process(where, flags, timeout_s=START_TIMEOUT_S) as (url, _):
         for rows, connections, clients in LOADS:
             feeds = {s.name: np.ascontiguousarray(arrays[s.name][:rows]) for s in interface.inputs}
-            report(url, request_for(name, feeds), rows, connections, clients, best)
+            report(url, binary_request(name, feeds), rows, connections, clients, best)
 
 
 def runs_per_second(session: TrtSession, feeds: dict[str, np.ndarray]) -> float:
@@ -57,29 +58,6 @@ def runs_per_second(session: TrtSession, feeds: dict[str, np.ndarray]) -> float:
         session.run(feeds)
         runs += 1
     return runs / (time.perf_counter() - begun)
-
-
-def request_for(name: str, feeds: dict[str, np.ndarray]) -> bytes:
-    """Return a whole request in binary."""
-    inputs = [
-        {
-            "name": key,
-            "shape": list(array.shape),
-            "datatype": "INT64",
-            "parameters": {"binary_data_size": array.nbytes},
-        }
-        for key, array in feeds.items()
-    ]
-    described = {"inputs": inputs, "parameters": {"binary_data_output": True}}
-    text = json.dumps(described).encode()
-    body = text + b"".join(array.tobytes() for array in feeds.values())
-    lines = [
-        f"POST /v2/models/{name}/infer HTTP/1.1",
-        "Host: x",
-        f"Inference-Header-Content-Length: {len(text)}",
-        f"Content-Length: {len(body)}",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def report(
