@@ -37,9 +37,9 @@ def run_self_test(
     tolerance = model.golden.tolerance[precision]
     worst, where = 0.0, model.golden.cases[0].outputs[0].name
     for number, case in enumerate(model.golden.cases):
-        outputs = infer({tensor.name: _tensor(tensor, read) for tensor in case.inputs})
+        outputs = infer({tensor.name: tensor_from_golden(tensor, read) for tensor in case.inputs})
         for tensor in case.outputs:
-            golden, got = _tensor(tensor, read), outputs.get(tensor.name)
+            golden, got = tensor_from_golden(tensor, read), outputs.get(tensor.name)
             if got is None or got.shape != golden.shape:
                 shape = None if got is None else list(got.shape)
                 raise SelfTestError(
@@ -68,7 +68,8 @@ def relative_error(got: AnyArray, golden: AnyArray) -> float:
         return float(np.linalg.norm(got.astype(np.float64).ravel() - reference)) / scale
 
 
-def _tensor(tensor: GoldenTensor, read: Callable[[str], bytes]) -> AnyArray:
+def tensor_from_golden(tensor: GoldenTensor, read: Callable[[str], bytes]) -> AnyArray:
+    """Return a golden tensor; read: artifact path -> content. Raises BundleError."""
     content = read(tensor.artifact)
     try:
         array = np.frombuffer(content, dtype=NUMPY_FROM_DATATYPE[tensor.datatype])
