@@ -44,6 +44,12 @@ def keygen(name: str, out: Path) -> None:
 @click.option(
     "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."
 )
+@click.option(
+    "--model-version",
+    default="1",
+    show_default=True,
+    help="That clients may ask for, as in /v2/models/NAME/versions/VERSION.",
+)
 @click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
 @click.option("--threads", type=click.IntRange(1), help="For the measurement; default: all CPUs.")
 @click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")

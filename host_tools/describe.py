@@ -100,18 +100,20 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
         lines.append(f"  {words_from_steps(model.image)}")
     sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("variant", "size", "batch", "p50 ms", "p99 ms", "measured on"):
+    for heading in ("variant", "size", "memory", "batch", "p50 ms", "p99 ms", "measured on"):
         table.add_column(
             heading, justify="left" if heading in {"variant", "measured on"} else "right"
         )
     for variant in model.variants:
         size = _size(sum(sizes[path] for path in variant.files))
+        taken = variant.engine.memory_bytes if variant.engine else variant.memory_bytes
+        memory = _size(taken) if taken else "?"
         if not variant.measurements:
-            table.add_row(variant.id, size, "", "", "", _where(variant))
+            table.add_row(variant.id, size, memory, "", "", "", _where(variant))
         for m in variant.measurements:
             where = f"{m.device}, {m.threads} threads"
             row = (str(m.batch), f"{m.p50_ms:.3f}", f"{m.p99_ms:.3f}", where)
-            table.add_row(variant.id, size, *row)
+            table.add_row(variant.id, size, memory, *row)
     lines += ["", table, ""]
     lines += [f"serves on {p.backend}: {p.variant}; {p.why}" for p in model.preferences]
     if model.calibration is not None:
