@@ -41,12 +41,20 @@ def read_manifest(root: Path) -> tuple[bytes, Manifest, str]:
 
 def print_manifest(manifest: Manifest, signed_by: str, console: Console) -> None:
     """Print what a bundle holds, fit for 80 columns."""
-    total = sum(artifact.size for artifact in manifest.artifacts)
     console.print(f"{manifest.name} {manifest.version}, packed {manifest.created}", style="bold")
-    console.print(f"{signed_by}; {len(manifest.artifacts)} files, {_size(total)}")
+    size = _size(stored_bytes(manifest))
+    console.print(f"{signed_by}; {len(manifest.artifacts)} files, {size}")
+    if len(manifest.models) > 1:
+        names = ", ".join(f"{model.name} {model.version}" for model in manifest.models)
+        console.print(f"{len(manifest.models)} models: {names}")
     for model in manifest.models:
         for renderable in _model_lines(manifest, model):
             console.print(renderable)
+
+
+def stored_bytes(manifest: Manifest) -> int:
+    """Return what a bundle's files take; equal files are stored once."""
+    return sum({artifact.sha256: artifact.size for artifact in manifest.artifacts}.values())
 
 
 def print_targets(devices: tuple[Device, ...], console: Console) -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from host_tools.blobs import BlobStore
 from host_tools.golden import FLOAT_TOLERANCE, FLOOR, GoldenError
 from host_tools.pack import pack
 from tests.calibration.nets import IMAGE, conv_net
+from tests.host_tools.killing import killed_at_every_step
 from tests.host_tools.packing import pack_request
 
 
@@ -185,53 +184,23 @@ def test_missing_inputs_are_usage_errors_and_leave_nothing(tmp_path: Path) -> No
         assert not list(folder.glob(".bundle*"))
 
 
-KILLED_AT_EVERY_STEP = """
-    import os, signal, sys
-    from pathlib import Path
+PACK = """
     from host_tools.pack import PackRequest, pack
 
-    folder = Path(sys.argv[1])
     request = PackRequest(
         out=folder / "bundle", name="net", version="1", fp32=folder / "model.onnx",
         int8=folder / "model.int8.onnx", golden=folder / "samples.npz",
         key=folder / "keys" / "release.key", threads=1)
-    fatal = {"open", "os.rename", "os.mkdir", "os.chmod"}
 
-    def die_at(step):
-        def hook(event, arguments):
-            nonlocal step
-            if event in fatal and ".bundle." in str(arguments[0]):
-                step -= 1
-                if step == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
-
-    step = 0
-    while True:
-        step += 1
-        child = os.fork()
-        if child == 0:
-            die_at(step)
-            pack(request, say=lambda _: None)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status == 0:
-            break
-        assert os.WTERMSIG(status) == signal.SIGKILL, status
-        assert not request.out.exists(), step
-    print(step)
+    def write():
+        pack(request, say=lambda _: None)
 """
 
 
 def test_kill_9_at_any_step_of_pack_leaves_no_half_bundle(tmp_path: Path) -> None:
     pack_request(tmp_path)
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED_AT_EVERY_STEP), str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 30  # files of the bundle, each opened to write and to sync
+    # Files of the bundle, each opened to write and to sync.
+    assert killed_at_every_step(PACK, tmp_path, tmp_path / "bundle") > 30
     open_bundle(tmp_path / "bundle", trusted_keys_in(tmp_path / "keys"))
     assert not list(tmp_path.glob(".bundle*"))  # what the killed ones left is gone as well
 
