@@ -106,23 +106,7 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
         )
     if model.image is not None:
         lines.append(f"  {words_from_steps(model.image)}")
-    sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("variant", "size", "memory", "batch", "p50 ms", "p99 ms", "measured on"):
-        table.add_column(
-            heading, justify="left" if heading in {"variant", "measured on"} else "right"
-        )
-    for variant in model.variants:
-        size = _size(sum(sizes[path] for path in variant.files))
-        taken = variant.engine.memory_bytes if variant.engine else variant.memory_bytes
-        memory = _size(taken) if taken else "?"
-        if not variant.measurements:
-            table.add_row(variant.id, size, memory, "", "", "", _where(variant))
-        for m in variant.measurements:
-            where = f"{m.device}, {m.threads} threads"
-            row = (str(m.batch), f"{m.p50_ms:.3f}", f"{m.p99_ms:.3f}", where)
-            table.add_row(variant.id, size, memory, *row)
-    lines += ["", table, ""]
+    lines += ["", _variant_table(manifest, model), *_origin_lines(model), ""]
     lines += [f"serves on {p.backend}: {p.variant}; {p.why}" for p in model.preferences]
     if model.calibration is not None:
         lines.append(
@@ -135,6 +119,34 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
     origin = model.provenance
     lines.append(f"from {origin.source}, opset {origin.opset}, {origin.exporter}")
     return lines
+
+
+def _variant_table(manifest: Manifest, model: Model) -> Table:
+    sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for heading in ("size", "peak memory", "batch", "p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for variant in model.variants:
+        taken = variant.engine.memory_bytes if variant.engine else variant.memory_bytes
+        size = _size(sum(sizes[path] for path in variant.files))
+        start = [variant.id, size, _size(taken) if taken else "?"]
+        if not variant.measurements:
+            table.add_row(*start)
+        for m in variant.measurements:
+            table.add_row(*start, str(m.batch), f"{m.p50_ms:.3f}", f"{m.p99_ms:.3f}")
+            start = [""] * len(start)
+    return table
+
+
+def _origin_lines(model: Model) -> list[str]:
+    """Return where variants were measured or built, those of one place in one line."""
+    ids: dict[str, list[str]] = {}
+    for variant in model.variants:
+        measured = [f"measured on {m.device}, {m.threads} threads" for m in variant.measurements]
+        for place in dict.fromkeys(measured or [_where(variant)]):
+            ids.setdefault(place, []).append(variant.id)
+    return [f"{', '.join(names)}: {place}" for place, names in ids.items()]
 
 
 def accuracy_lines(accuracy: Accuracy) -> list[str]:
