@@ -25,7 +25,7 @@ from host_tools.pack import PackRequest, pack
 from tests.bench_client import binary_request
 from tests.models import affine_model
 
-MAX_ROWS = 1 << 15
+MAX_ROWS = 1 << 13
 COLUMNS = 4
 MODELS = {"double": (2.0, 1.0), "triple": (3.0, -5.0)}  # scale and offset
 _HEAD_BYTES = 64 << 10

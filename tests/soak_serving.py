@@ -35,7 +35,7 @@ from tests.exact import (
 )
 
 MINUTES = 20.0
-MAX_BODY_BYTES = 2 << 20
+MAX_BODY_BYTES = 1 << 20
 SLOW_READER_BYTES = 16 << 10  # of its receive buffer: most of an answer waits at the agent
 ANSWER_S = 30.0
 RELOAD_EVERY_S = 3.0
@@ -155,7 +155,7 @@ class Soak:
         """A large answer, taken in pieces over a second or two."""
         question = make_question(self._rng, _model(turn), rows=MAX_ROWS, binary=turn // 2 % 2 == 0)
         connection.writer.write(question.content)
-        answer = await connection.answer(piece=64 << 10, pause_s=0.1)
+        answer = await connection.answer(piece=16 << 10, pause_s=0.1)
         self._judge("read_slowly", question.is_right, answer)
 
     async def bad(self, connection: Connection, turn: int) -> None:

@@ -15,7 +15,15 @@ from scipy import stats
 from host_tools.agent_process import agent_process
 from tests.clients_400 import run
 from tests.exact import MODELS, Answer, exact_bundle, make_question
-from tests.soak_serving import MAX_GROWTH_BYTES, Level, Soak, growth_problem, leaks, theil_sen
+from tests.soak_serving import (
+    MAX_BODY_BYTES,
+    MAX_GROWTH_BYTES,
+    Level,
+    Soak,
+    growth_problem,
+    leaks,
+    theil_sen,
+)
 
 LEVEL = Level(at_s=0.0, resident_bytes=100 << 20, threads=10, descriptors=14)
 
@@ -74,7 +82,7 @@ def test_more_threads_or_descriptors_than_before_are_leaks_and_fewer_are_not() -
 def test_a_second_of_every_kind_of_client_is_answered_as_it_should(tmp_path: Path) -> None:
     bundle, keys = exact_bundle(tmp_path)
     flags = ["--bundle", str(bundle), "--trusted-keys", str(keys), "--port", "0"]
-    flags += ["--max-body-bytes", str(2 << 20)]
+    flags += ["--max-body-bytes", str(MAX_BODY_BYTES)]
     counts: Counter[tuple[str, str]] = Counter()
     with agent_process(tmp_path, flags) as (url, _):
         asyncio.run(Soak(url, counts, 1.0).run())
