@@ -60,6 +60,11 @@ def run_self_test(
     )
 
 
+def golden_inputs(model: Model, read: Callable[[str], bytes]) -> Feeds:
+    """Return the inputs of the first golden case."""
+    return {tensor.name: _tensor(tensor, read) for tensor in model.golden.cases[0].inputs}
+
+
 def relative_error(got: AnyArray, golden: AnyArray) -> float:
     """Return ||got - golden|| / ||golden|| in the Euclidean norm; ||got|| if golden is zero."""
     reference = golden.astype(np.float64).ravel()

@@ -74,9 +74,9 @@ def affine_model(*, scale: float = 2.0, offset: float = 1.0) -> onnx.ModelProto:
     )
 
 
-def affine(x: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what `affine_model()` must give, by numpy."""
-    y = (2.0 * x + 1.0).astype(np.float32)
+def affine(x: np.ndarray, *, scale: float = 2.0) -> dict[str, np.ndarray]:
+    """Return what `affine_model(scale=scale)` must give, by numpy."""
+    y = (scale * x + 1.0).astype(np.float32)
     return {"y": y, "s": y.sum(axis=1, dtype=np.float32)}
 
 
