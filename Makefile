@@ -35,7 +35,7 @@ define make_venv
 endef
 
 .PHONY: help venv quickstart test test-py310 test-surface test-gpu lint peers docs
-.PHONY: bench-minilm bench-calibration bench-serving bench-gpu clean
+.PHONY: bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -109,6 +109,12 @@ bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the 
 	$(BIN)/python -m tests.minilm build/minilm
 	$(BIN)/python -m tests.bench_batching build/minilm/bundle build/minilm/keys
 	$(BIN)/python -m tests.bench_overload build/minilm/bundle build/minilm/keys
+
+soak-serving: $(VENV)/.stamp ## Serve good, bad, slow and vanishing clients at once (ARGS=MINUTES, 20).
+	$(BIN)/python -m tests.soak_serving $(ARGS)
+
+clients-400: $(VENV)/.stamp ## Serve 400 clients for a minute; each checks its answers (ARGS=SECONDS).
+	$(BIN)/python -m tests.clients_400 $(ARGS)
 
 clean: ## Remove what make made.
 	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out
