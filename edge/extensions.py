@@ -23,13 +23,6 @@ _TRITON_BACKEND: dict[Backend, str] = {
     "trt": "tensorrt",
     "trt-rtx": "tensorrt",
 }
-_TYPE_FROM_DATATYPE: dict[Datatype, str] = {
-    datatype: f"TYPE_{datatype}"
-    for datatype in (
-        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
-        "FP32", "FP64",
-    )
-}  # fmt: skip
 
 
 def backend_of(serving: Serving, model: Model) -> Backend:
@@ -120,4 +113,8 @@ def _memory_usage(served: ServedModel) -> list[dict[str, Any]]:
 
 def _tensor(spec: TensorSpec, rows: int) -> dict[str, Any]:
     dims = spec.wire_shape[1:] if rows else spec.wire_shape
-    return {"name": spec.name, "data_type": _TYPE_FROM_DATATYPE[spec.datatype], "dims": dims}
+    return {"name": spec.name, "data_type": _data_type(spec.datatype), "dims": dims}
+
+
+def _data_type(datatype: Datatype) -> str:
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"

@@ -19,6 +19,7 @@ import numpy as np
 from edge.errors import InputError
 from edge.oip_json import array_from_json, list_from_array
 from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Datatype, TensorSpec
+from edge.tensor_bytes import bytes_from_tensor, object_array, tensor_from_bytes
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 MAX_RANK = 32
@@ -38,7 +39,7 @@ class WantedOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:
-    """A parsed request. Feeds of binary tensors are read-only views of the body.
+    """A parsed request. Feeds of binary numbers are read-only views of the body.
 
     timeout_s: how long the client waits, None if it does not say. priority: see `inbox`.
     wants_classes: instead of tensors, the names of the best classes.
@@ -198,7 +199,8 @@ def parse_raw(
 ) -> InferRequest:
     """Return the request whose body is nothing but one row of the only input.
 
-    One dimension behind the batch may vary: it follows from the length. All outputs are binary.
+    One dimension behind the batch may vary: it follows from the length. For BYTES the body is the
+    only element, without its length. All outputs are binary.
     Raises InputError.
     """
     if len(inputs) != 1 or not inputs[0].shape:
@@ -208,6 +210,13 @@ def parse_raw(
         )
     spec = inputs[0]
     row = [1, *spec.shape[1:]]
+    if spec.datatype == "BYTES":
+        if row.count(1) != len(row):
+            raise InputError(
+                f"a body without JSON is one string, input {spec.name!r} takes {spec.wire_shape} "
+                "of BYTES; describe it in JSON"
+            )
+        return _raw_request({spec.name: object_array([body], (1,) * len(row))}, outputs)
     varying = [axis for axis, dim in enumerate(row) if isinstance(dim, str)]
     known = math.prod(dim for dim in row if isinstance(dim, int)) * spec.dtype.itemsize
     if len(varying) > 1 or len(body) % known or not body or (not varying and len(body) != known):
@@ -215,11 +224,12 @@ def parse_raw(
             f"a body of {len(body)} bytes is no row of input {spec.name!r}, which is "
             f"{spec.wire_shape} of {spec.datatype}; describe it in JSON"
         )
-    for axis in varying:
-        row[axis] = len(body) // known
-    if spec.datatype == "BOOL" and np.any(np.frombuffer(body, dtype=np.uint8) > 1):
-        raise InputError(f"input {spec.name!r}: a BOOL byte must be 0 or 1")
-    feeds = {spec.name: np.frombuffer(body, dtype=spec.dtype).reshape(row)}
+    shape = tuple(dim if isinstance(dim, int) else len(body) // known for dim in row)
+    feeds = {spec.name: tensor_from_bytes(spec.name, spec.datatype, shape, body)}
+    return _raw_request(feeds, outputs)
+
+
+def _raw_request(feeds: dict[str, AnyArray], outputs: tuple[TensorSpec, ...]) -> InferRequest:
     wanted = tuple(WantedOutput(name=output.name, binary=True) for output in outputs)
     return InferRequest(id=None, feeds=feeds, wanted=wanted)
 
@@ -242,15 +252,16 @@ def encode_infer(
     chunks: list[bytes] = []
     for wanted in request.wanted:
         spec = specs[wanted.name]
-        array = np.ascontiguousarray(results[wanted.name], dtype=spec.dtype)
+        array = np.asarray(results[wanted.name], dtype=spec.dtype)
         description: dict[str, object] = {
             "name": spec.name,
-            "shape": results[wanted.name].shape,
+            "shape": array.shape,
             "datatype": spec.datatype,
         }
         if wanted.binary:
-            description["parameters"] = {"binary_data_size": array.nbytes}
-            chunks.append(array.tobytes())
+            chunk = bytes_from_tensor(array)
+            description["parameters"] = {"binary_data_size": len(chunk)}
+            chunks.append(chunk)
         else:
             description["data"] = list_from_array(spec.name, array)
         described.append(description)
@@ -286,23 +297,15 @@ def _binary_tensor(tensor: _Input, size: int, tail: memoryview | None, offset: i
         )
     if tensor.data != _ABSENT:
         raise InputError(f"input {tensor.name!r} has both data and binary_data_size; send one")
-    datatype = _datatype(tensor)
-    dtype = NUMPY_FROM_DATATYPE[datatype]
-    expected = math.prod(tensor.shape) * dtype.itemsize
-    if size != expected:
-        raise InputError(
-            f"input {tensor.name!r}: shape {list(tensor.shape)} of {datatype} is {expected} bytes, "
-            f"binary_data_size says {size}"
-        )
+    if size < 0:
+        raise InputError(f"input {tensor.name!r}: binary_data_size is {size}")
     chunk = tail[offset : offset + size]
     if len(chunk) != size:
         raise InputError(
             f"input {tensor.name!r}: binary_data_size is {size}, but the body ends after "
             f"{len(chunk)} bytes of it"
         )
-    if datatype == "BOOL" and np.any(np.frombuffer(chunk, dtype=np.uint8) > 1):
-        raise InputError(f"input {tensor.name!r}: a BOOL byte must be 0 or 1")
-    return np.frombuffer(chunk, dtype=dtype).reshape(tensor.shape)
+    return tensor_from_bytes(tensor.name, _datatype(tensor), tensor.shape, chunk)
 
 
 def _datatype(tensor: _Input) -> Datatype:

@@ -51,7 +51,7 @@ EDGE_LAYERS = (
     },
     {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer", "places"},
     {"http_connection", "onnxruntime_library", "spec"},
-    {"classes", "http_server", "images", "warm_up"},
+    {"classes", "http_server", "images", "tensor_bytes", "warm_up"},
     {"cuda_library", "manifest", "oip_json", "session", "tensorrt_library", "trust"},
     {"batching", "bundle", "engine_builder", "metrics", "oip", "ort_session", "sealed"},
     {"engine_cache", "inbox", "self_test", "staging", "trt_outputs", "target", "unit"},
