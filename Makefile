@@ -85,7 +85,7 @@ lint: $(VENV)/.stamp ## Check style, types and the import table.
 
 peers: $(PEERS:%=.peers/%/.stamp) ## Install the benchmark peers, each into .peers/NAME.
 
-docs: $(VENV)/.stamp ## Write docs/reference.md from the code.
+docs: $(VENV)/.stamp ## Write docs/reference.md and docs/openapi.json from the code.
 	$(BIN)/python docs/generate_reference.py
 
 bench-minilm: $(VENV)/.stamp ## Measure the sentence encoder of BENCHMARKS.md (2 minutes).

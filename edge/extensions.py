@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from edge.manifest import Backend, Model
 from edge.serving import ServedModel, Serving
 from edge.spec import Datatype, TensorSpec
@@ -23,6 +25,18 @@ _TRITON_BACKEND: dict[Backend, str] = {
     "trt": "tensorrt",
     "trt-rtx": "tensorrt",
 }
+
+
+class IndexRequest(msgspec.Struct, frozen=True):
+    """Which models to list."""
+
+    ready: bool = False
+
+
+class ChangeRequest(msgspec.Struct, frozen=True):
+    """How to load or unload; a signed bundle gives nothing to choose."""
+
+    parameters: dict[str, Any] = {}
 
 
 def backend_of(serving: Serving, model: Model) -> Backend:

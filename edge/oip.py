@@ -79,51 +79,62 @@ class InferResponse:
 
 CheckTensor = Callable[[str, str, tuple[int, ...]], None]
 
-_ABSENT = msgspec.Raw()
 _NOT_A_NUMBER = re.compile(rb"\b(NaN|Infinity)\b")
 
 
 # What a client may send; unknown fields and parameters are ignored, as the protocol asks.
-class _InputParameters(msgspec.Struct, frozen=True):
+class InputParameters(msgspec.Struct, frozen=True):
+    """What is said of an input beside its data."""
+
     binary_data_size: int | None = None
     shared_memory_region: str | None = None
 
 
-class _Input(msgspec.Struct, frozen=True):
+class RequestInput(msgspec.Struct, frozen=True):
+    """One input; shared memory is refused, see `parse_infer`."""
+
     name: str
     datatype: str
     shape: Annotated[
         tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(max_length=MAX_RANK)
     ]
-    data: msgspec.Raw = _ABSENT
-    parameters: _InputParameters = _InputParameters()
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: InputParameters = InputParameters()
 
 
-class _OutputParameters(msgspec.Struct, frozen=True):
+class OutputParameters(msgspec.Struct, frozen=True):
+    """How an output is wanted; classification and shared memory are refused."""
+
     binary_data: bool | None = None
     classification: int | None = None
     shared_memory_region: str | None = None
 
 
-class _Output(msgspec.Struct, frozen=True):
+class RequestOutput(msgspec.Struct, frozen=True):
+    """An output that is asked for."""
+
     name: str
-    parameters: _OutputParameters = _OutputParameters()
+    parameters: OutputParameters = OutputParameters()
 
 
-class _RequestParameters(msgspec.Struct, frozen=True):
+class RequestParameters(msgspec.Struct, frozen=True):
+    """How a request is to be answered; timeout in microseconds, 0 for none."""
+
     binary_data_output: bool = False
-    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0  # microseconds, 0 for none
+    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0
     priority: Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)] = 0
 
 
-class _Request(msgspec.Struct, frozen=True):
-    inputs: Annotated[tuple[_Input, ...], msgspec.Meta(max_length=MAX_TENSORS)]
-    outputs: Annotated[tuple[_Output, ...], msgspec.Meta(max_length=MAX_TENSORS)] = ()
+class RequestHead(msgspec.Struct, frozen=True):
+    """The JSON part of an inference request."""
+
+    inputs: Annotated[tuple[RequestInput, ...], msgspec.Meta(max_length=MAX_TENSORS)]
+    outputs: Annotated[tuple[RequestOutput, ...], msgspec.Meta(max_length=MAX_TENSORS)] = ()
     id: str | None = None
-    parameters: _RequestParameters = _RequestParameters()
+    parameters: RequestParameters = RequestParameters()
 
 
-_REQUEST = msgspec.json.Decoder(_Request)
+_REQUEST = msgspec.json.Decoder(RequestHead)
 
 
 def json_length_from_header(value: str | None, *, body_bytes: int) -> int | None:
@@ -274,10 +285,10 @@ def encode_infer(
     return InferResponse(body=b"".join([encoded, *chunks]), json_length=len(encoded))
 
 
-def _json_tensor(tensor: _Input) -> AnyArray:
+def _json_tensor(tensor: RequestInput) -> AnyArray:
     if tensor.parameters.shared_memory_region is not None:
         raise InputError(f"input {tensor.name!r}: shared memory is not supported; send the data")
-    if tensor.data == _ABSENT:
+    if tensor.data is msgspec.UNSET:
         raise InputError(
             f"input {tensor.name!r} has neither data nor the parameter binary_data_size"
         )
@@ -289,13 +300,15 @@ def _json_tensor(tensor: _Input) -> AnyArray:
     return array_from_json(tensor.name, datatype, tensor.shape, tensor.data)
 
 
-def _binary_tensor(tensor: _Input, size: int, tail: memoryview | None, offset: int) -> AnyArray:
+def _binary_tensor(
+    tensor: RequestInput, size: int, tail: memoryview | None, offset: int
+) -> AnyArray:
     if tail is None:
         raise InputError(
             f"input {tensor.name!r} is announced as binary, but the header {JSON_LENGTH_HEADER} "
             "is missing"
         )
-    if tensor.data != _ABSENT:
+    if tensor.data is not msgspec.UNSET:
         raise InputError(f"input {tensor.name!r} has both data and binary_data_size; send one")
     if size < 0:
         raise InputError(f"input {tensor.name!r}: binary_data_size is {size}")
@@ -308,7 +321,7 @@ def _binary_tensor(tensor: _Input, size: int, tail: memoryview | None, offset: i
     return tensor_from_bytes(tensor.name, _datatype(tensor), tensor.shape, chunk)
 
 
-def _datatype(tensor: _Input) -> Datatype:
+def _datatype(tensor: RequestInput) -> Datatype:
     for known in NUMPY_FROM_DATATYPE:
         if tensor.datatype == known:
             return known
@@ -318,10 +331,10 @@ def _datatype(tensor: _Input) -> Datatype:
     )
 
 
-def _wanted(request: _Request, outputs: tuple[TensorSpec, ...]) -> tuple[WantedOutput, ...]:
+def _wanted(request: RequestHead, outputs: tuple[TensorSpec, ...]) -> tuple[WantedOutput, ...]:
     default = request.parameters.binary_data_output
     specs = {spec.name: spec for spec in outputs}
-    asked = request.outputs or tuple(_Output(name=name) for name in specs)
+    asked = request.outputs or tuple(RequestOutput(name=name) for name in specs)
     wanted: dict[str, WantedOutput] = {}
     for output in asked:
         name, parameters = output.name, output.parameters
