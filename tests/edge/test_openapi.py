@@ -25,6 +25,7 @@ from edge.telemetry import Report
 from tests.agents import make_config, running_agent
 from tests.bundles import affine_parts
 
+REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = openapi.document()
 PATHS = DOCUMENT["paths"]
 # Described already, served by parts that are not merged yet: remove each with its part.
@@ -83,6 +84,13 @@ def test_every_path_that_runs_a_model_is_described() -> None:
         "/predict/{MODEL_NAME}",
     }
     assert all(set(PATHS[path]) == {"post"} for path in described)
+
+
+def test_every_path_of_the_protocol_is_described() -> None:
+    text = (REPOSITORY / "tests/data/open_inference_rest.yaml").read_text(encoding="utf-8")
+    paths = re.findall(r"^  '?(/v2[^':]*)'?:$", text, re.M)
+    assert len(paths) == 6
+    assert {path.rstrip("/") for path in paths} <= set(PATHS)
 
 
 def test_every_status_of_an_error_is_described_where_models_run() -> None:
