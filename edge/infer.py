@@ -35,6 +35,7 @@ from edge.predict import ImageRequests, predictions
 from edge.routes import Route
 from edge.serving import ServedModel, Serving
 from edge.spec import check_feeds, check_tensor, check_together
+from edge.tensor_bytes import held_bytes
 from edge.wsgi_environ import with_input
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class _Call:
         except CancelledError:
             return
         ended = self._now()
-        size = sum(array.nbytes for array in answer.outputs.values())
+        size = sum(map(held_bytes, answer.outputs.values()))
         self._do(self._encode, parsed, answer, ended, elsewhere=size > LARGE_BYTES)
 
     def _encode(self, parsed: oip.InferRequest, answer: Answer, ended: float) -> None:

@@ -328,6 +328,8 @@ def _check_batching(model: Model, batching: Batching) -> None:
     _require(is_one, f"model {model.name!r}: batching without a first dimension that varies")
     _require(set(model.profile.ranges) == {s.name for s in model.inputs}, "batching: no profile")
     ragged = {spec.name for spec in model.inputs if batching.ragged in spec.shape}
+    text = {spec.name for spec in model.inputs if spec.datatype == "BYTES"}
+    _require(not ragged & text, f"model {model.name!r}: strings cannot be padded")
     _require(set(batching.pads) == ragged, f"model {model.name!r}: pads do not fit its inputs")
     twice = any(spec.shape.count(dim) > 1 for spec in specs for dim in (batch, batching.ragged))
     _require(not twice and batching.ragged != batch, f"model {model.name!r}: ragged dimension")

@@ -18,9 +18,9 @@ import numpy as np
 
 from edge.cuda_graph import CudaGraph
 from edge.cuda_library import PrimaryContext, load_cuda
-from edge.errors import EdgeError, InferenceError, InputError
+from edge.errors import EdgeError, InferenceError, InputError, ModelError
 from edge.session import Finish
-from edge.spec import AnyArray, Feeds, Profile, StatePair, TensorSpec, check_feeds
+from edge.spec import AnyArray, Feeds, Profile, StatePair, TensorSpec, check_feeds, name_of_strings
 from edge.staging import Staged
 from edge.tensorrt_library import TensorRT
 from edge.trt_engine import Context, Engine, Plan, Shapes
@@ -102,6 +102,12 @@ class TrtSession:
         checked on this very buffer. Raises BackendUnavailableError without driver or device,
         ModelError if the engine does not fit the device, the library or the specs.
         """
+        text = name_of_strings(*inputs, *outputs)
+        if text is not None:
+            raise ModelError(
+                f"tensor {text!r} is BYTES, and TensorRT has no strings; serve the variant of ONNX "
+                "Runtime"
+            )
         cuda = load_cuda()
         context = PrimaryContext(cuda, device)
         with context:
