@@ -75,6 +75,15 @@ def test_a_variant_that_nobody_measured_needs_at_least_its_files(manifest: Manif
     assert "its files alone" in str(problem)
 
 
+def test_what_packing_measured_counts_for_a_graph(manifest: Manifest) -> None:
+    measured = Variant(
+        id="g", backend="ort", precision="fp32", files=("e.plan",), memory_bytes=5000
+    )
+    admission = Admission(DESKTOP, reserve_bytes=0, host=lambda: 4999, device=none)
+    problem = admission.problem(manifest, candidate(measured, "ort-cpu"))
+    assert "as measured when it was packed" in str(problem)
+
+
 def test_memory_that_nobody_can_tell_admits_everything(manifest: Manifest) -> None:
     admission = Admission(DESKTOP, reserve_bytes=0, host=lambda: None, device=lambda: None)
     assert admission.problem(manifest, candidate(VARIANT)) is None
