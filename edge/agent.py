@@ -1,6 +1,6 @@
 """The agent: verify a bundle, open its models, serve them, stop cleanly.
 
-Three threads matter. The main thread verifies, then drives HTTP; the loader thread opens and
+Three threads matter. The main thread verifies, then drives HTTP; the repository's thread opens and
 self-tests the models, so that the agent is live while it is not ready; each model has a Worker.
 """
 
@@ -14,19 +14,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from types import FrameType
 
+from edge.admission import Admission
 from edge.api import create_app
 from edge.bundle import Bundle, open_bundle
 from edge.config import AgentConfig
-from edge.errors import EdgeError, InferenceError
+from edge.errors import ConfigError
 from edge.http_server import TURN_S, AppHandler, HttpServer, Loop
 from edge.infer import Inference, InferHandler
 from edge.loading import Loader
 from edge.notify import Notifier
 from edge.preparing import Prepare
 from edge.probes import ProbeChain, PsutilProbe
+from edge.repository import Repository
 from edge.serving import Serving
+from edge.target import Target
 from edge.trust import trusted_keys_in
 
 SAMPLE_INTERVAL_S = 2.0
@@ -52,6 +56,7 @@ class Agent:
         server: HttpServer,
         notifier: Notifier,
         loader: Loader,
+        repository: Repository,
         clock: Callable[[], float],
     ) -> None:
         self.serving = serving
@@ -60,10 +65,9 @@ class Agent:
         self._notifier = notifier
         self._clock = clock
         self._stop = threading.Event()
-        self._loaded = threading.Event()
-        self._failure: EdgeError | None = None
         self._loader = loader
-        self._loading = threading.Thread(target=self._load_all, name="loader", daemon=True)
+        self._repository = repository
+        self._started: Future[None] | None = None
         self._probe = ProbeChain([PsutilProbe()], clock=clock)
         self._next_sample = clock()
         self._next_ping = clock()
@@ -76,34 +80,38 @@ class Agent:
         *,
         notifier: Notifier,
         prepare: Prepare | None = None,
+        admission: Callable[[Target], Admission] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Agent:
         """Verify the bundle and listen; no model is opened yet.
 
-        prepare: see `Loader`.
+        prepare, admission: see `Loader`.
         Raises TrustError or BundleError naming the file, ConfigError if the port cannot be had.
         """
-        keys = trusted_keys_in(config.trusted_keys)
-        bundle = open_bundle(
-            config.bundle, keys, allow_unsigned=config.allow_unsigned, defer_engines=True
-        )
-        _log_bundle(bundle, config)
+        bundle = _verified_bundle(config)
         serving = Serving(
             bundle,
             started=clock(),
             allow_unsigned=config.allow_unsigned,
             ready_on_cpu=config.ready_on_cpu,
+            wanted=_wanted(bundle, config.models),
+        )
+        loader = Loader(serving, config, prepare=prepare, admission=admission, clock=clock)
+        repository = Repository(
+            serving,
+            loader,
+            reopen=lambda: _verified_bundle(config),
+            drain_s=config.request_timeout_s + config.stall_timeout_s,
         )
         inference = Inference(
             serving,
             max_body_bytes=config.max_body_bytes,
-            max_waiting=config.queue_size,
             request_timeout_s=config.request_timeout_s,
             clock=clock,
         )
         loop = Loop()
-        app = AppHandler(create_app(inference, max_body_bytes=config.max_body_bytes), loop)
-        handler = InferHandler(inference, loop, app)
+        app = create_app(serving, repository, max_body_bytes=config.max_body_bytes, clock=clock)
+        handler = InferHandler(inference, loop, AppHandler(app, loop))
         server = HttpServer.open(
             handler,
             loop,
@@ -119,7 +127,8 @@ class Agent:
             serving=serving,
             server=server,
             notifier=notifier,
-            loader=Loader(serving, config, prepare=prepare, clock=clock),
+            loader=loader,
+            repository=repository,
             clock=clock,
         )
 
@@ -131,18 +140,19 @@ class Agent:
     def request_stop(self) -> None:
         """Make `run` finish what has begun and return; for signal handlers and other threads."""
         self._stop.set()
-        self._loader.stop()
+        self._repository.stop()
         self._server.wake()
 
     def run(self) -> None:
         """Serve until `request_stop`; raises the EdgeError that kept a model from opening."""
         try:
-            self._loading.start()
+            self._started = self._repository.start(self.serving.wanted, self._server.wake)
             while not self._stop.is_set():
                 self._tick()
                 self._server.turn(self._turn_s())
             self._shut_down()
         finally:
+            self._repository.stop()
             self._server.close()
             for served in self.serving.served.values():
                 served.worker.stop(_STOP_S)
@@ -150,7 +160,8 @@ class Agent:
 
     def _tick(self) -> None:
         now = self._clock()
-        if self.serving.phase == "starting" and self._loaded.is_set():
+        if self.serving.phase == "starting" and self._started and self._started.done():
+            self._started.result()
             self._finish_start()
         if now >= self._next_sample:
             self.serving.sample = self._probe.read()
@@ -171,16 +182,14 @@ class Agent:
         return TURN_S if interval_s is None else min(TURN_S, interval_s)
 
     def _finish_start(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if len(self.serving.served) != len(self.serving.bundle.manifest.models):
-            raise InferenceError("the loader thread died; its traceback is in the log above")
         self.serving.phase = "serving"
         self._notifier.ready()
         degraded = [served.degradation for served in self.serving.served.values()]
-        for problem in filter(None, degraded):
+        missing = [name for name in self.serving.wanted if name not in self.serving.served]
+        for problem in (*filter(None, degraded), *map(self.serving.model_condition, missing)):
             logger.warning("degraded: %s", problem)
         note = ", on the CPU instead of a GPU" if any(degraded) else ""
+        note += f", without {', '.join(missing)}" if missing else ""
         self._notifier.status(f"serving {', '.join(self.serving.served)} on {self.url}{note}")
         logger.info("ready models=%s url=%s", ",".join(self.serving.served), self.url)
 
@@ -191,20 +200,11 @@ class Agent:
         deadline = self._clock() + self._config.shutdown_timeout_s
         if not self._server.drain(self._config.shutdown_timeout_s):
             logger.warning("stopped with unanswered requests; raise shutdown_timeout_s")
-        self._loading.join(max(0.0, deadline - self._clock()))
+        self._repository.join(max(0.0, deadline - self._clock()))
         for name, served in self.serving.served.items():
             if not served.worker.stop(max(0.0, deadline - self._clock())):
                 logger.warning("worker still busy at exit name=%s", name)
         logger.info("stopped")
-
-    def _load_all(self) -> None:
-        try:
-            self._loader.load_all()
-        except EdgeError as error:
-            self._failure = error
-        finally:
-            self._loaded.set()
-            self._server.wake()
 
 
 def serve(config: AgentConfig, *, environ: Mapping[str, str] = os.environ) -> int:
@@ -220,7 +220,12 @@ def serve(config: AgentConfig, *, environ: Mapping[str, str] = os.environ) -> in
     return 0
 
 
-def _log_bundle(bundle: Bundle, config: AgentConfig) -> None:
+def _verified_bundle(config: AgentConfig) -> Bundle:
+    """Return the bundle as it is on disk now; engines are verified when they are opened."""
+    keys = trusted_keys_in(config.trusted_keys)
+    bundle = open_bundle(
+        config.bundle, keys, allow_unsigned=config.allow_unsigned, defer_engines=True
+    )
     signer = bundle.signed_by
     logger.info(
         "bundle verified name=%s version=%s files=%d signed_by=%s",
@@ -231,6 +236,19 @@ def _log_bundle(bundle: Bundle, config: AgentConfig) -> None:
     )
     if config.allow_unsigned:
         logger.warning("--allow-unsigned is set: anyone who can write a bundle can run its models")
+    return bundle
+
+
+def _wanted(bundle: Bundle, names: str | None) -> tuple[str, ...]:
+    """Return the models to open at the start; raises ConfigError for one that is not there."""
+    known = tuple(model.name for model in bundle.manifest.models)
+    if names is None:
+        return known
+    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"models: the bundle has no {name!r}, only {', '.join(known)}")
+    return chosen
 
 
 @contextlib.contextmanager

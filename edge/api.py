@@ -1,30 +1,41 @@
-"""The HTTP surface as a Flask app: Open Inference Protocol v2, /predict, /metrics and /telemetry.
+"""What the agent answers without running a model, as a Flask app: /v2, /metrics and /telemetry.
 
-Every answer under /v2 and /predict is JSON, and every answer that is not 200 is `{"error": "..."}`.
+Inference never comes here, see `infer`. Every answer under /v2 is JSON, and every answer that is
+not 200 is `{"error": "..."}`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from edge import __version__
+from edge import __version__, openapi
 from edge.errors import EdgeError, InputError
 from edge.extensions import (
     EXTENSIONS,
     PLATFORM_FROM_BACKEND,
+    ChangeRequest,
+    IndexRequest,
     backend_of,
     model_config,
     model_stats,
     repository_index,
 )
-from edge.http_answer import AGENT_FAILED, HttpAnswer, answer_from_error, too_large
-from edge.infer import Inference, Route
+from edge.http_answer import (
+    AGENT_FAILED,
+    HttpAnswer,
+    answer_from_error,
+    too_large,
+    wrong_method,
+)
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from edge.repository import Repository
+from edge.serving import Serving
 from edge.spec import TensorSpec
 from edge.telemetry import report_from_serving
 
@@ -33,16 +44,17 @@ SERVER_NAME = "edge-agent"
 logger = logging.getLogger(__name__)
 
 
-class _IndexRequest(msgspec.Struct, frozen=True):
-    ready: bool = False
+def create_app(
+    serving: Serving,
+    repository: Repository,
+    *,
+    max_body_bytes: int,
+    clock: Callable[[], float],
+) -> Flask:
+    """Return the WSGI application that describes and changes what is served.
 
-
-def create_app(inference: Inference, *, max_body_bytes: int) -> Flask:
-    """Return the WSGI application that answers for what inference serves.
-
-    The agent's own server sends inference past it; see `infer.InferHandler`.
+    clock: that of the agent.
     """
-    serving, clock = inference.serving, inference.clock
     app = Flask(SERVER_NAME, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -83,16 +95,6 @@ def create_app(inference: Inference, *, max_body_bytes: int) -> Flask:
             return _json({"name": model.name, "ready": True})
         return _error(503, f"model {name!r} is not ready: {serving.condition}", ready=False)
 
-    def infer(name: str, version: str | None = None) -> Response:
-        return answered(Route(name=name, version=version))
-
-    def predict(name: str) -> Response:
-        return answered(Route(name=name, is_image=True))
-
-    def answered(route: Route) -> Response:
-        body = request.get_data(cache=False)
-        return _response(inference.answer(request.environ, body, route))
-
     def config(name: str, version: str | None = None) -> Response:
         return _json(model_config(serving, serving.model(name, version)))
 
@@ -100,18 +102,31 @@ def create_app(inference: Inference, *, max_body_bytes: int) -> Flask:
         return _json(model_stats(serving, (serving.model(name, version),)))
 
     def all_stats() -> Response:
-        return _json(model_stats(serving, serving.bundle.manifest.models))
+        return _json(model_stats(serving, serving.models))
 
     def index() -> Response:
         body = request.get_data(cache=False)
         try:
-            asked = msgspec.json.decode(body or b"{}", type=_IndexRequest)
+            asked = msgspec.json.decode(body or b"{}", type=IndexRequest)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise InputError(f'the body is not {{"ready": true or false}}: {error}') from error
         return _json(repository_index(serving, ready_only=asked.ready))
 
+    def load(name: str) -> Response:
+        _check_change(request.get_data(cache=False))
+        repository.load(name).result()
+        return _json({})
+
+    def unload(name: str) -> Response:
+        _check_change(request.get_data(cache=False))
+        repository.unload(name).result()
+        return _json({})
+
     def metrics() -> Response:
         return Response(serving.metrics.exposition(), content_type=METRICS_CONTENT_TYPE)
+
+    def openapi_document() -> Response:
+        return Response(openapi.encoded(), content_type="application/json")
 
     def telemetry() -> Response:
         return _json(report_from_serving(serving, now=clock()))
@@ -131,14 +146,14 @@ def create_app(inference: Inference, *, max_body_bytes: int) -> Flask:
         ("/v2/models/stats", all_stats),
         ("/metrics", metrics),
         ("/telemetry", telemetry),
+        (openapi.OPENAPI_PATH, openapi_document),
     ):
         app.add_url_rule(rule, view_func=view, methods=["GET"], strict_slashes=False)
     # The specification's OpenAPI file has this spelling as well.
     app.add_url_rule("/v2/", view_func=server_metadata, methods=["GET"])
-    for rule in ("/v2/models/<name>/infer", "/v2/models/<name>/versions/<version>/infer"):
-        app.add_url_rule(rule, view_func=infer, methods=["POST"])
-    app.add_url_rule("/predict/<name>", view_func=predict, methods=["POST"])
     app.add_url_rule("/v2/repository/index", view_func=index, methods=["POST"])
+    app.add_url_rule("/v2/repository/models/<name>/load", view_func=load, methods=["POST"])
+    app.add_url_rule("/v2/repository/models/<name>/unload", view_func=unload, methods=["POST"])
     return app
 
 
@@ -150,13 +165,11 @@ def _register_errors(app: Flask, max_body_bytes: int) -> None:
         if error.code == 404:
             message = f"there is nothing at {request.path}; see /v2 and /v2/models/NAME"
         elif error.code == 405:
-            message = f"{request.path} does not take {request.method}"
+            allowed = ", ".join(sorted(getattr(error, "valid_methods", ())))
+            return _response(wrong_method(request.method, request.path, allowed))
         else:
             message = error.description or error.name
-        response = _error(error.code or 500, message)
-        if error.code == 405:
-            response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", ())))
-        return response
+        return _error(error.code or 500, message)
 
     def entity_too_large(_: RequestEntityTooLarge) -> Response:
         return edge_error(too_large(max_body_bytes))
@@ -169,6 +182,20 @@ def _register_errors(app: Flask, max_body_bytes: int) -> None:
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(EdgeError, edge_error)
     app.register_error_handler(Exception, unexpected)
+
+
+def _check_change(body: bytes) -> None:
+    """Raise InputError for a load or unload that wants what a signed bundle cannot give."""
+    try:
+        asked = msgspec.json.decode(body or b"{}", type=ChangeRequest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InputError(f'the body is not {{"parameters": {{...}}}}: {error}') from error
+    given = sorted(set(asked.parameters) - {"unload_dependents"})
+    if given:
+        raise InputError(
+            f"parameter {given[0]!r} is not supported: models come from the signed bundle alone; "
+            "replace that, then load"
+        )
 
 
 def _metadata(spec: TensorSpec) -> dict[str, Any]:

@@ -126,6 +126,22 @@ class AgentConfig:
         default=False,
         metadata=_about("Be ready although a model that was packed for a GPU runs on the CPU."),
     )
+    models: str | None = field(
+        default=None,
+        metadata=_about("Models to open at start, separated by commas; unset: all of the bundle."),
+    )
+    warm_up: bool = field(
+        default=True,
+        metadata=_about("Run the smallest, usual and largest shapes before a model is served."),
+    )
+    memory_reserve_bytes: int = field(
+        default=256 << 20,
+        metadata=_about(
+            "Memory that stays free when a model is opened; one that needs more is refused.",
+            low=0,
+            high=1 << 50,
+        ),
+    )
     variant: str | None = field(
         default=None,
         metadata=_about("Serve this variant instead of choosing one."),

@@ -1,4 +1,4 @@
-"""What the CUDA driver says of the first device, through ctypes: no package, no context, no hang.
+"""What the CUDA driver says of devices, through ctypes: no package, no context, no hang.
 
 Source: CUDA Driver API, "Device Management" and "Version Management".
 """
@@ -78,6 +78,14 @@ def query_cuda(index: int = 0) -> CudaDevice | None:
         memory_bytes=memory.value,
         cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
     )
+
+
+def gpus_like(first: CudaDevice) -> int:
+    """Return how many devices, from the first on, are the same as this one; at least 1."""
+    count = 1
+    while query_cuda(count) == first:
+        count += 1
+    return count
 
 
 def free_memory_bytes(index: int = 0) -> int | None:

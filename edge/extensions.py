@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from edge.feeds import max_batch_size
 from edge.manifest import Backend, Model
-from edge.serving import Serving
+from edge.serving import ServedModel, Serving
 from edge.spec import Datatype, TensorSpec
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
@@ -24,13 +26,18 @@ _TRITON_BACKEND: dict[Backend, str] = {
     "trt": "tensorrt",
     "trt-rtx": "tensorrt",
 }
-_TYPE_FROM_DATATYPE: dict[Datatype, str] = {
-    datatype: f"TYPE_{datatype}"
-    for datatype in (
-        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
-        "FP32", "FP64",
-    )
-}  # fmt: skip
+
+
+class IndexRequest(msgspec.Struct, frozen=True):
+    """Which models to list."""
+
+    ready: bool = False
+
+
+class ChangeRequest(msgspec.Struct, frozen=True):
+    """How to load or unload; a signed bundle gives nothing to choose."""
+
+    parameters: dict[str, Any] = {}
 
 
 def backend_of(serving: Serving, model: Model) -> Backend:
@@ -53,7 +60,12 @@ def model_config(serving: Serving, model: Model) -> dict[str, Any]:
         "max_batch_size": rows,
         "input": [_tensor(spec, rows) for spec in model.inputs],
         "output": [_tensor(spec, rows) for spec in model.outputs],
-        "instance_group": [{"kind": "KIND_GPU" if on_gpu else "KIND_CPU", "count": 1}],
+        "instance_group": [
+            {
+                "kind": "KIND_GPU" if on_gpu else "KIND_CPU",
+                "count": 1 if served is None else len(served.worker.workers),
+            }
+        ],
         "model_transaction_policy": {"decoupled": False},
         "parameters": {},
     }
@@ -67,31 +79,49 @@ def model_config(serving: Serving, model: Model) -> dict[str, Any]:
 
 
 def model_stats(serving: Serving, models: tuple[Model, ...]) -> dict[str, Any]:
-    """Return the counters of some models; those that are not open yet have none."""
-    served = [(model, serving.served.get(model.name)) for model in models]
-    reports = [
-        one.statistics.report(model.name, model.version) for model, one in served if one is not None
-    ]
+    """Return the counters of some models; those that are not open have none."""
+    reports = []
+    for model in models:
+        served = serving.served.get(model.name)
+        if served is not None:
+            report = served.statistics.report(model.name, model.version)
+            reports.append({**report, "memory_usage": _memory_usage(served)})
     return {"model_stats": reports}
 
 
 def repository_index(serving: Serving, *, ready_only: bool) -> list[dict[str, str]]:
-    """Return every model of the bundle with its state."""
+    """Return every model that is served or could be, with its state."""
     entries = []
-    for model in serving.bundle.manifest.models:
+    for model in serving.models:
         ready = serving.is_model_ready(model.name)
+        note = serving.notes.get(model.name)
+        state = "READY" if ready else "UNAVAILABLE" if note is None else note.change
         if ready or not ready_only:
             entries.append(
                 {
                     "name": model.name,
                     "version": model.version,
-                    "state": "READY" if ready else "UNAVAILABLE",
-                    "reason": "" if ready else serving.condition,
+                    "state": state,
+                    "reason": "" if ready else serving.model_condition(model.name),
                 }
             )
     return entries
 
 
+def _memory_usage(served: ServedModel) -> list[dict[str, Any]]:
+    if served.memory_bytes is None:
+        return []
+    kind = "GPU" if served.choice.on_gpu else "CPU"
+    return [
+        {"type": kind, "id": device, "byte_size": served.memory_bytes}
+        for device in range(len(served.worker.workers))
+    ]
+
+
 def _tensor(spec: TensorSpec, rows: int) -> dict[str, Any]:
     dims = spec.wire_shape[1:] if rows else spec.wire_shape
-    return {"name": spec.name, "data_type": _TYPE_FROM_DATATYPE[spec.datatype], "dims": dims}
+    return {"name": spec.name, "data_type": _data_type(spec.datatype), "dims": dims}
+
+
+def _data_type(datatype: Datatype) -> str:
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"

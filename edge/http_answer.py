@@ -21,6 +21,13 @@ STATUS_FROM_CODE = {
     "unknown-model": 404,
     "queue-full": 429,
     "not-ready": 503,
+    "bundle": 409,
+    "trust": 409,
+    "unknown-key": 409,
+    "storage": 409,
+    "backend-unavailable": 409,
+    "model": 409,
+    "self-test": 409,
     "deadline": 504,
 }
 MODEL_FAILED = "the model failed to run this request; the agent's log says why"
@@ -44,7 +51,7 @@ def answer_from_error(error: EdgeError) -> HttpAnswer:
     """Return the JSON answer for an error; what the model did wrong stays in the log."""
     status = STATUS_FROM_CODE.get(error.code, 500)
     answer = json_error(status, MODEL_FAILED if status == 500 else str(error))
-    if status == 429:
+    if status in {429, 503}:
         answer.headers["Retry-After"] = str(RETRY_AFTER_S)
     return answer
 
@@ -64,6 +71,13 @@ def head_of(answer: HttpAnswer, *, closes: bool) -> bytes:
 def json_error(status: int, message: str) -> HttpAnswer:
     """Return `{"error": message}`."""
     return HttpAnswer(status=status, body=msgspec.json.encode({"error": message}))
+
+
+def wrong_method(method: str, path: str, allowed: str) -> HttpAnswer:
+    """Return the answer to a method that a path does not take. allowed: those that it does."""
+    answer = json_error(405, f"{path} does not take {method}")
+    answer.headers["Allow"] = allowed
+    return answer
 
 
 def too_large(max_body_bytes: int) -> BodyTooLargeError:

@@ -18,6 +18,7 @@ from edge.batching import Extent, Plan
 from edge.errors import DeadlineError, NotReadyError, QueueFullError
 from edge.oip import NORMAL_PRIORITY
 from edge.spec import AnyArray, Feeds
+from edge.tensor_bytes import held_bytes
 
 _FORGOTTEN = 0.05  # of what is known about runs, by each of them
 _SMALLEST_WINDOW_S = 50e-6
@@ -35,19 +36,23 @@ class Answer:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
-    """One request; deadline: on the inbox's clock, None waits for ever."""
+    """One request; deadline: on the inbox's clock, None waits for ever.
+
+    attempts: runs of it that failed; from the first on its answer counts as running. size:
+    bytes of its tensors.
+    """
 
     feeds: Feeds
     extent: Extent
     submitted: float
     deadline: float | None
     priority: int = NORMAL_PRIORITY
+    attempts: int = 0
     answer: Future[Answer] = field(default_factory=Future)
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        """Bytes of its tensors."""
-        return sum(array.nbytes for array in self.feeds.values())
+    def __post_init__(self) -> None:
+        self.size = sum(map(held_bytes, self.feeds.values()))
 
     @property
     def order(self) -> tuple[int, float]:
@@ -162,26 +167,37 @@ class Inbox:
         with self._changed:
             if self._expected > 1 and len(self._waiting) < self._expected:
                 self._wait_for_company()
-            self._waiting.sort(key=lambda request: request.order)
-            batch: list[Request] = []
-            left: list[Request] = []
-            taken, now = None, self._clock()
-            for request in self._waiting:
-                more = request.extent
-                extent = more if taken is None else self._plan.joined(taken, more)
-                if extent is None:
-                    left.append(request)
-                elif self._starts(request, now):
-                    batch.append(request)
-                    taken = extent
-            self._waiting = left
-            self._bytes = sum(request.size for request in left)
-            return batch
+            return self._taken()
+
+    def take_full(self) -> list[Request]:
+        """Return the requests of a batch if so many wait that no more could join; else none.
+
+        For who has a batch running: a smaller one should rather grow until that is done.
+        """
+        with self._changed:
+            return self._taken() if self._is_full() else []
 
     def note_run(self, requests: int, rows: int, run_s: float) -> None:
         """Learn from a batch that is done: how many callers may come back, and what runs cost."""
         self._expected = requests + len(self._waiting)
         self._runs.add(rows, run_s)
+
+    def _taken(self) -> list[Request]:
+        self._waiting.sort(key=lambda request: request.order)
+        batch: list[Request] = []
+        left: list[Request] = []
+        taken, now = None, self._clock()
+        for request in self._waiting:
+            more = request.extent
+            extent = more if taken is None else self._plan.joined(taken, more)
+            if extent is None:
+                left.append(request)
+            elif self._starts(request, now):
+                batch.append(request)
+                taken = extent
+        self._waiting = left
+        self._bytes = sum(request.size for request in left)
+        return batch
 
     def _wait_for_company(self) -> None:
         window_s = min(self.window_s, self._runs.fixed_s)
@@ -192,13 +208,14 @@ class Inbox:
         self.window_s = min(self._largest_window_s, max(_SMALLEST_WINDOW_S, self.window_s * factor))
 
     def _is_complete(self) -> bool:
-        rows = sum(request.extent.rows for request in self._waiting)
-        full = rows >= self._plan.max_rows
-        return full or len(self._waiting) >= self._expected or self._is_closed
+        return self._is_full() or len(self._waiting) >= self._expected or self._is_closed
+
+    def _is_full(self) -> bool:
+        return sum(request.extent.rows for request in self._waiting) >= self._plan.max_rows
 
     def _starts(self, request: Request, now: float) -> bool:
         """Whether a request is still wanted; then it is marked as running."""
-        if not request.answer.set_running_or_notify_cancel():
+        if not request.attempts and not request.answer.set_running_or_notify_cancel():
             return False
         if request.deadline is not None and now >= request.deadline:
             request.answer.set_exception(too_late(self._name))

@@ -1,16 +1,13 @@
 """Inference over HTTP, from the bytes of a request to those of its answer.
 
-`Inference` does it step by step and waits, for callers with a thread of their own. `InferHandler`
-is how the server does it: in the event loop, with no thread held while a request waits; only what
-is large is parsed and encoded elsewhere.
+Everything happens in the event loop, with no thread held while a request waits; only what is large
+is parsed and encoded elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import re
-import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from typing import TYPE_CHECKING
 from werkzeug.wrappers import Request
 
 from edge import oip
-from edge.errors import EdgeError, InputError, QueueFullError
+from edge.errors import EdgeError, InputError
 from edge.http_answer import (
     AGENT_FAILED,
     HttpAnswer,
@@ -27,6 +24,7 @@ from edge.http_answer import (
     json_error,
     packed,
     unpacked,
+    wrong_method,
 )
 from edge.http_connection import Cancel, Handler
 from edge.http_server import Loop
@@ -34,16 +32,16 @@ from edge.inbox import Answer, too_late
 from edge.manifest import Model
 from edge.pool import Pool
 from edge.predict import ImageRequests, predictions
+from edge.routes import Route
 from edge.serving import ServedModel, Serving
 from edge.spec import check_feeds, check_tensor, check_together
+from edge.tensor_bytes import held_bytes
 from edge.wsgi_environ import with_input
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 TIMEOUT_HEADER = "Edge-Timeout-Ms"
-INFER_PATH = re.compile(r"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer/?", re.ASCII)
-PREDICT_PATH = re.compile(r"/predict/([\w.-]+)/?", re.ASCII)
 # From here on a tensor is parsed or encoded outside the event loop.
 LARGE_BYTES = 64 << 10
 HELPERS = 2
@@ -55,18 +53,13 @@ Parse = Callable[[Model], oip.InferRequest]
 
 
 class Inference:
-    """Parses, runs, encodes and counts requests; may be used from any thread.
-
-    max_waiting: requests for one model that may wait. So many and a batch may be inside; the next
-    is refused before it is parsed, and requests for other models are not kept out.
-    """
+    """How requests are read and answered; may be used from any thread."""
 
     def __init__(
         self,
         serving: Serving,
         *,
         max_body_bytes: int,
-        max_waiting: int,
         request_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
@@ -75,54 +68,10 @@ class Inference:
         self.images = ImageRequests()
         self._request_timeout_s = request_timeout_s
         self._max_body_bytes = max_body_bytes
-        self._max_waiting = max_waiting
-        self._inside: dict[str, int] = {}
-        self._counting = threading.Lock()
-
-    def answer(self, environ: WSGIEnvironment, body: bytes, route: Route) -> HttpAnswer:
-        """Return the answer to one request; raises EdgeError."""
-        started = self.clock()
-        served = self.serving.served_model(route.name, route.version)
-        try:
-            self.enter(served)
-            try:
-                parsed = self.parser(environ, body, route)(served.model)
-                begun = self.clock()
-                answer = served.worker.infer(
-                    parsed.feeds,
-                    deadline=started + self.limit_s(environ, parsed),
-                    priority=parsed.priority,
-                )
-                ended = self.clock()
-                encoded = self.encoded(served, parsed, answer)
-            finally:
-                self.leave(served)
-        except EdgeError as error:
-            served.record_error(error.code, total_s=self.clock() - started)
-            raise
-        times = Times(started=started, begun=begun, ended=ended, done=self.clock())
-        times.record(served, parsed, answer)
-        return packed(encoded, environ.get("HTTP_ACCEPT_ENCODING", ""))
-
-    def enter(self, served: ServedModel) -> None:
-        """Count a request in; raises QueueFullError if there are too many."""
-        name, most = served.model.name, self._max_waiting + served.worker.max_batch_rows
-        with self._counting:
-            inside = self._inside.get(name, 0)
-            if inside >= most:
-                raise QueueFullError(
-                    f"{most} requests for model {name!r} are being answered already; retry later"
-                )
-            self._inside[name] = inside + 1
-
-    def leave(self, served: ServedModel) -> None:
-        """Count a request out."""
-        with self._counting:
-            self._inside[served.model.name] -= 1
 
     def parser(self, environ: WSGIEnvironment, body: bytes, route: Route) -> Parse:
         """Return what reads the request, once its model is known."""
-        if route.is_image:
+        if route.kind == "predict":
             request = Request(with_input(environ, body))
             return functools.partial(self.images.parse, request, timeout_s=self._request_timeout_s)
         return functools.partial(self._parse, environ, body)
@@ -159,26 +108,6 @@ class Inference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """The model that a path names, and what is sent to it."""
-
-    name: str
-    version: str | None = None
-    is_image: bool = False
-
-    @classmethod
-    def of(cls, method: str, path: str) -> Route | None:
-        """Return where a request goes; None if it is no inference."""
-        if method != "POST":
-            return None
-        if match := INFER_PATH.fullmatch(path):
-            return cls(name=match[1], version=match[2])
-        if match := PREDICT_PATH.fullmatch(path):
-            return cls(name=match[1], is_image=True)
-        return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
     """When a request came, was parsed, had run, and was encoded; seconds on one clock."""
 
@@ -211,7 +140,7 @@ class InferHandler:
         self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
     ) -> Cancel | None:
         """Begin to answer one request."""
-        route = Route.of(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        route = Route.of(environ["PATH_INFO"])
         if route is None:
             return self._otherwise(environ, body, reply)
         started, serving = self.inference.clock(), self.inference.serving
@@ -220,9 +149,17 @@ class InferHandler:
             serving.metrics.record_response(answer.status)
             reply(packed(answer, environ.get("HTTP_ACCEPT_ENCODING", "")))
 
+        if environ["REQUEST_METHOD"] != "POST":
+            send(wrong_method(environ["REQUEST_METHOD"], environ["PATH_INFO"], "POST"))
+            return None
+        served = None
         try:
             served = serving.served_model(route.name, route.version)
+            while not served.places.take():  # it was replaced at this very moment
+                served = serving.served_model(route.name, route.version)
         except EdgeError as error:
+            if served is not None:
+                served.record_error(error.code, total_s=0.0)
             send(answer_from_error(error))
             return None
         call = _Call(self, served, environ, send, started)
@@ -236,7 +173,7 @@ class InferHandler:
 
 
 class _Call:
-    """One request on its way. All but `_parse` and `_encode` happen in the loop's thread."""
+    """One request that has a place. All but `_parse` and `_encode` happen in the loop's thread."""
 
     def __init__(
         self,
@@ -253,19 +190,12 @@ class _Call:
         self._environ = environ
         self._send = send
         self._started = self._begun = started
-        self._is_inside = False
         self._is_over = False
         self._future: Future[Answer] | None = None
 
     def begin(self, parse: Parse, size: int, route: Route) -> None:
-        """Take a place and parse."""
-        try:
-            self._inference.enter(self._served)
-        except EdgeError as error:
-            self._fail(error)
-            return
-        self._is_inside = True
-        self._do(self._parse, parse, elsewhere=route.is_image or size > LARGE_BYTES)
+        """Parse, here or in a helper's thread."""
+        self._do(self._parse, parse, elsewhere=route.kind == "predict" or size > LARGE_BYTES)
 
     def cancel(self) -> None:
         """Forget it: the client has gone."""
@@ -306,7 +236,7 @@ class _Call:
         except CancelledError:
             return
         ended = self._now()
-        size = sum(array.nbytes for array in answer.outputs.values())
+        size = sum(map(held_bytes, answer.outputs.values()))
         self._do(self._encode, parsed, answer, ended, elsewhere=size > LARGE_BYTES)
 
     def _encode(self, parsed: oip.InferRequest, answer: Answer, ended: float) -> None:
@@ -341,10 +271,9 @@ class _Call:
         self._send(answer)
 
     def _end(self) -> None:
-        self._is_over = True
-        if self._is_inside:
-            self._is_inside = False
-            self._inference.leave(self._served)
+        if not self._is_over:
+            self._is_over = True
+            self._served.places.give_back()
 
     def _do(self, step: Callable[..., None], *args: object, elsewhere: bool) -> None:
         """Do a step here, or in a helper's thread if it takes long."""

@@ -1,4 +1,4 @@
-"""Opens the models of a bundle: for each the best candidate that opens and passes its self-test."""
+"""Opens a model: the best candidate that fits, opens, and passes its self-test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 
+import psutil
+
+from edge.admission import Admission
 from edge.batching import Plan
+from edge.bundle import Bundle
 from edge.choice import Candidate, Choice, Ranking, Refusal, choice_from, rank
 from edge.config import AgentConfig
 from edge.engine_process import AttemptError
@@ -15,20 +19,24 @@ from edge.errors import EdgeError
 from edge.files import read_capped
 from edge.latency import LatencyWindow
 from edge.manifest import Model
-from edge.preparing import Prepare, Preparer
-from edge.self_test import SelfTest, run_self_test
+from edge.matching import GPU_MEANS
+from edge.places import Places
+from edge.preparing import Prepare, Prepared, Preparer
+from edge.replicas import Replicas
+from edge.self_test import SelfTest, golden_inputs, run_self_test
 from edge.serving import ServedModel, Serving
-from edge.statistics import ModelStatistics
+from edge.spec import AnyArray, Feeds
 from edge.target import Target, detect_target
+from edge.warm_up import warm_up
 from edge.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 
 class Loader:
-    """Fills `serving.served`, one model after the other; runs in a thread of its own.
+    """Opens models, one at a time, in one thread.
 
-    prepare: how a candidate is opened; None is the real way. is_building: whether a build runs,
+    prepare: how a candidate is made ready; None is the real way. is_building: whether a build runs,
     which may take longer than any start.
     """
 
@@ -38,68 +46,73 @@ class Loader:
         config: AgentConfig,
         *,
         prepare: Prepare | None = None,
+        admission: Callable[[Target], Admission] | None = None,
         detect: Callable[[], Target] = detect_target,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_building = False
         self._serving = serving
         self._config = config
-        self._prepare = prepare
-        self._detect = detect
         self._clock = clock
         self._stop = threading.Event()
+        self._detect = detect
+        self._given = prepare
+        self._new_admission = admission or self._default_admission
+
+    def detect(self) -> None:
+        """Find out what this machine is; comes before everything else."""
+        target = self._target = self._serving.target = self._detect()
+        logger.info(
+            "device name=%s gpus=%d sm=%s cuda=%s tensorrt=%s tensorrt_rtx=%s onnxruntime=%s",
+            target.name, target.gpus, target.sm, target.cuda, target.tensorrt,
+            target.tensorrt_rtx, target.onnxruntime,
+        )  # fmt: skip
+        self._admission = self._new_admission(target)
+        self._prepare = (
+            self._given
+            or Preparer(self._config, target, progress=self._note_progress, stop=self._stop).prepare
+        )
 
     def stop(self) -> None:
         """End a child process that builds or tries an engine; its candidate is refused."""
         self._stop.set()
 
-    def load_all(self) -> None:
-        """Open every model; raises the EdgeError that keeps one from serving."""
-        target = self._serving.target = self._detect()
-        logger.info(
-            "device name=%s sm=%s cuda=%s tensorrt=%s tensorrt_rtx=%s onnxruntime=%s",
-            target.name, target.sm, target.cuda, target.tensorrt, target.tensorrt_rtx,
-            target.onnxruntime,
-        )  # fmt: skip
-        prepare = self._prepare
-        if prepare is None:
-            prepare = Preparer(
-                self._serving.bundle,
-                self._config,
-                target,
-                progress=self._note_progress,
-                stop=self._stop,
-            ).prepare
-        for model in self._serving.bundle.manifest.models:
-            served = self._load(model, target, prepare)
-            self._serving.served = {**self._serving.served, model.name: served}
-        self._serving.activity = ""
+    def crowding(self, bundle: Bundle, model: Model) -> str | None:
+        """Return why the best candidate does not fit beside all that is open, None if it does."""
+        candidates = self._ranking(bundle, model).candidates
+        return self._admission.problem(bundle.manifest, candidates[0]) if candidates else None
 
-    def _load(self, model: Model, target: Target, prepare: Prepare) -> ServedModel:
-        ranking = rank(
-            model,
-            target,
-            trusted=self._serving.bundle.signed_by is not None,
-            may_build=self._config.build_on_device,
-            forced=self._config.variant,
-        )
+    def open(self, bundle: Bundle, model: Model) -> ServedModel:
+        """Return the opened model; raises the EdgeError that keeps it from serving."""
+        ranking = self._ranking(bundle, model)
         for refusal in ranking.refused:
             logger.info("refused model=%s %s", model.name, _words(refusal))
         failed: tuple[Refusal, ...] = ()
         while True:
             choice = choice_from(model, ranking, failed)
             try:
-                return self._opened(model, _candidate(ranking, choice), choice, prepare)
+                return self._opened(bundle, model, _candidate(ranking, choice), choice)
             except AttemptError as error:
                 code, reason = error.refusal, str(error)
+            finally:
+                self._serving.activity = ""
             refusal = Refusal(
                 variant=choice.variant.id, means=choice.means, code=code, reason=reason
             )
             failed += (refusal,)
             logger.warning("refused model=%s %s", model.name, _words(refusal))
 
+    def _ranking(self, bundle: Bundle, model: Model) -> Ranking:
+        return rank(
+            model,
+            self._target,
+            trusted=bundle.signed_by is not None,
+            may_build=self._config.build_on_device,
+            forced=self._config.variant,
+        )
+
     def _opened(
-        self, model: Model, candidate: Candidate, choice: Choice, prepare: Prepare
+        self, bundle: Bundle, model: Model, candidate: Candidate, choice: Choice
     ) -> ServedModel:
         variant = candidate.variant
         self._serving.activity = f"opening variant {variant.id!r} of model {model.name!r}"
@@ -107,18 +120,65 @@ class Loader:
             "opening model=%s variant=%s means=%s why=%s",
             model.name, variant.id, candidate.means, choice.why,
         )  # fmt: skip
+        self._admission.check(bundle.manifest, candidate)
+        before = psutil.Process().memory_info().rss
         try:
-            open_session = prepare(model, candidate)
+            prepared = self._prepare(bundle, model, candidate)
         except AttemptError:
             raise
         except EdgeError as error:
             raise AttemptError("open-failed", str(error)) from error
         finally:
             self.is_building = False
-        statistics = ModelStatistics()
-        worker = Worker(
+        try:
+            replicas = self._replicas(model, candidate, prepared)
+        finally:
+            prepared.close()
+        try:
+            self_test = self._tried(bundle, model, choice, replicas)
+        except EdgeError as error:
+            replicas.stop(self._config.stall_timeout_s)
+            raise AttemptError("self-test-failed", str(error)) from error
+        device_bytes = replicas.workers[0].memory_bytes
+        grown = max(0, psutil.Process().memory_info().rss - before)
+        memory_bytes = grown if device_bytes is None else device_bytes
+        self._admission.note(bundle.manifest, variant, memory_bytes)
+        statistics = self._serving.statistics_of(model.name)
+        for worker in replicas.workers:
+            worker.note_run = statistics.record_run
+        return ServedModel(
+            model=model,
+            bundle=bundle,
+            choice=choice,
+            self_test=self_test,
+            worker=replicas,
+            places=Places(model.name, self._config.queue_size + replicas.max_running_rows),
+            memory_bytes=memory_bytes,
+            metrics=self._serving.metrics.for_model(model.name),
+            latency=LatencyWindow(),
+            statistics=statistics,
+        )
+
+    def _replicas(self, model: Model, candidate: Candidate, prepared: Prepared) -> Replicas:
+        """Open a worker on every GPU that is like the first, or one on the CPU."""
+        count = max(1, self._target.gpus) if candidate.means in GPU_MEANS else 1
+        workers: list[Worker] = []
+        try:
+            for device in range(count):
+                worker = self._worker(model, prepared, device)
+                workers.append(worker)
+                worker.start()
+        except EdgeError as error:
+            for worker in workers:
+                worker.stop(self._config.stall_timeout_s)
+            known = error.code == "backend-unavailable"
+            raise AttemptError(error.code if known else "open-failed", str(error)) from error
+        return Replicas(workers, clock=self._clock)
+
+    def _worker(self, model: Model, prepared: Prepared, device: int) -> Worker:
+        return Worker(
             model.name,
-            open_session,
+            lambda: prepared.open(device),
             plan=Plan(
                 model.batching if self._config.batching else None,
                 inputs=model.inputs,
@@ -129,52 +189,40 @@ class Loader:
             queue_size=self._config.queue_size,
             queue_bytes=self._config.queue_bytes,
             window_s=self._config.batch_window_ms / 1e3,
-            note_run=statistics.record_run,
             stall_timeout_s=self._config.stall_timeout_s,
             clock=self._clock,
         )
-        code = "open-failed"
-        try:
-            worker.start()
-            code = "self-test-failed"
-            self_test = self._self_test(worker, model, choice)
-        except EdgeError as error:
-            worker.stop(self._config.stall_timeout_s)
-            if error.code == "backend-unavailable":
-                code = error.code
-            raise AttemptError(code, str(error)) from error
-        return ServedModel(
-            model=model,
-            choice=choice,
-            self_test=self_test,
-            worker=worker,
-            metrics=self._serving.metrics.for_model(model.name),
-            latency=LatencyWindow(),
-            statistics=statistics,
-        )
 
-    def _self_test(self, worker: Worker, model: Model, choice: Choice) -> SelfTest:
-        bundle = self._serving.bundle
+    def _tried(self, bundle: Bundle, model: Model, choice: Choice, replicas: Replicas) -> SelfTest:
+        """Run the golden set on every worker, warm it up, and return the worst of the verdicts."""
 
         def read(path: str) -> bytes:
             return read_capped(bundle.path(path), max_bytes=bundle.manifest.artifact(path).size)
 
-        result = run_self_test(
-            model,
-            choice.variant.precision,
-            infer=lambda feeds: worker.infer(feeds, deadline=None).outputs,
-            read=read,
-        )
+        results = []
+        for worker in replicas.workers:
+            infer = _alone(worker)
+            results.append(run_self_test(model, choice.variant.precision, infer=infer, read=read))
+            if self._config.warm_up:
+                warm_up(model.profile, golden_inputs(model, read), infer, clock=self._clock)
+        worst = max(results, key=lambda result: result.relative_error)
         logger.info(
-            "self-test passed model=%s variant=%s relative_error=%.2e tolerance=%.2e",
-            model.name, choice.variant.id, result.relative_error, result.tolerance,
+            "self-test passed model=%s variant=%s workers=%d relative_error=%.2e tolerance=%.2e",
+            model.name, choice.variant.id, len(results), worst.relative_error, worst.tolerance,
         )  # fmt: skip
-        return result
+        return worst
+
+    def _default_admission(self, target: Target) -> Admission:
+        return Admission(target, reserve_bytes=self._config.memory_reserve_bytes)
 
     def _note_progress(self, phase: str, done: int, total: int) -> bool:
         self.is_building = True
         self._serving.activity = f"building an engine: {phase}, step {done} of {total}"
         return not self._stop.is_set()
+
+
+def _alone(worker: Worker) -> Callable[[Feeds], dict[str, AnyArray]]:
+    return lambda feeds: worker.infer(feeds, deadline=None).outputs
 
 
 def _candidate(ranking: Ranking, choice: Choice) -> Candidate:

@@ -10,6 +10,7 @@ import numpy as np
 from edge.errors import BackendUnavailableError, InferenceError, ModelError, first_line
 from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors, preload_cuda
 from edge.spec import AnyArray, Datatype, Feeds, Profile, TensorSpec, check_feeds
+from edge.tensor_bytes import tensor_from_strings, text_from_tensor
 
 _DATATYPE_FROM_ORT: dict[str, Datatype] = {
     "tensor(bool)": "BOOL",
@@ -24,6 +25,7 @@ _DATATYPE_FROM_ORT: dict[str, Datatype] = {
     "tensor(float16)": "FP16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
 }
 
 
@@ -53,12 +55,13 @@ class OrtSession:
         outputs: tuple[TensorSpec, ...],
         profile: Profile,
         intra_op_threads: int | None,
-        on_cuda: bool = False,
+        device: int | None = None,
     ) -> OrtSession:
         """Open a graph by path, so that weights kept beside it are memory-mapped, not copied.
 
         intra_op_threads: None leaves the count to ONNX Runtime (one per physical core).
-        on_cuda: run on the GPU or not at all; ONNX Runtime itself would fall back in silence.
+        device: run on this GPU or not at all (ONNX Runtime itself would fall back in silence);
+        None is the CPU.
         Raises BackendUnavailableError without onnxruntime, ModelError if the graph does not open
         or is not the model that inputs and outputs describe.
         """
@@ -72,15 +75,16 @@ class OrtSession:
         # a 0.2 ms convolution net 200 times a second on 2 cores: always spinning takes 91 % of a
         # core, never spinning 6 % and 0.1 ms more per run, this one 9 % and 0.02 ms more.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        provider = "CUDAExecutionProvider" if on_cuda else "CPUExecutionProvider"
-        if on_cuda:
+        provider, settings = "CPUExecutionProvider", {}
+        if device is not None:
+            provider, settings = "CUDAExecutionProvider", {"device_id": str(device)}
             preload_cuda(ort)
         if provider not in ort.get_available_providers():
             raise BackendUnavailableError(
                 f"this build of onnxruntime has no {provider}; pip install onnxruntime-gpu"
             )
         try:
-            session = ort.InferenceSession(str(graph), options, providers=[provider])
+            session = ort.InferenceSession(str(graph), options, providers=[(provider, settings)])
         except onnxruntime_errors() as error:
             raise ModelError(
                 f"ONNX Runtime cannot open {graph}: {first_line(error)}; export it again, or "
@@ -102,13 +106,19 @@ class OrtSession:
         check_feeds(feeds, self.inputs, self._profile)
         # A tensor read in place from a request body may start at any byte; kernels load vectors.
         aligned = {
-            name: np.require(array, requirements=("C", "A")) for name, array in feeds.items()
+            name: np.require(array, requirements=("C", "A"))
+            if array.dtype.kind != "O"
+            else text_from_tensor(name, array)
+            for name, array in feeds.items()
         }
         try:
             results = self._session.run(self._output_names, aligned)
         except onnxruntime_errors() as error:
             raise InferenceError(f"ONNX Runtime failed to run: {first_line(error)}") from error
-        return dict(zip(self._output_names, results, strict=True))
+        return {
+            name: tensor_from_strings(array) if array.dtype.kind == "O" else array
+            for name, array in zip(self._output_names, results, strict=True)
+        }
 
     def reset_state(self) -> None:
         """Do nothing: these graphs keep no state."""

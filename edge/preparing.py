@@ -30,8 +30,20 @@ from edge.target import Target
 from edge.tensorrt_library import TensorRtBackend, load_tensorrt
 from edge.trt_session import TrtSession
 
-OpenSession = Callable[[], Session]
-Prepare = Callable[[Model, Candidate], OpenSession]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A candidate that may be opened on every GPU that is like the first.
+
+    open: called with the number of a GPU, in the thread that will own the session. close: frees
+    what opening needs; call it once all are open.
+    """
+
+    open: Callable[[int], Session]
+    close: Callable[[], None] = lambda: None
+
+
+Prepare = Callable[[Bundle, Model, Candidate], Prepared]
 
 logger = logging.getLogger(__name__)
 
@@ -47,55 +59,55 @@ class Tried:
 
 
 class Preparer:
-    """Prepares candidates of one bundle on one machine; `prepare` is a Prepare.
+    """Prepares candidates on one machine; `prepare` is a Prepare.
 
     progress: told of every step of a build; it may take an hour. stop: ends a running child.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
         config: AgentConfig,
         target: Target,
         *,
         progress: Progress,
         stop: threading.Event,
     ) -> None:
-        self._bundle = bundle
         self._config = config
         self._target = target
         self._progress = progress
         self._stop = stop
         self._cache = EngineCache(config.cache, max_bytes=config.cache_bytes)
 
-    def prepare(self, model: Model, candidate: Candidate) -> OpenSession:
-        """Return what opens the candidate, to be called in the thread that will own the session.
-
-        Raises AttemptError, which carries the code of the refusal.
-        """
+    def prepare(self, bundle: Bundle, model: Model, candidate: Candidate) -> Prepared:
+        """Return what opens the candidate; raises AttemptError with the code of the refusal."""
         variant = candidate.variant
         if variant.backend == "ort":
-            return functools.partial(self._open_ort, model, candidate)
+            return Prepared(open=functools.partial(self._open_ort, bundle, model, candidate))
         if candidate.means == "build":
-            engine = self._built(model, variant, variant.backend)
+            engine = self._built(bundle, model, variant, variant.backend)
         else:
-            engine = self._verified(model, variant, variant.backend)
-        return functools.partial(_open_engine, engine, model, variant.backend)
+            engine = self._verified(bundle, model, variant, variant.backend)
+        return Prepared(
+            open=functools.partial(_open_engine, engine, model, variant.backend),
+            close=engine.close,
+        )
 
-    def _open_ort(self, model: Model, candidate: Candidate) -> Session:
+    def _open_ort(self, bundle: Bundle, model: Model, candidate: Candidate, device: int) -> Session:
         return OrtSession.open(
-            self._bundle.path(candidate.variant.files[0]),
+            bundle.path(candidate.variant.files[0]),
             inputs=model.inputs,
             outputs=model.outputs,
             profile=model.profile,
             intra_op_threads=self._config.intra_op_threads,
-            on_cuda=candidate.means == "ort-cuda",
+            device=device if candidate.means == "ort-cuda" else None,
         )
 
-    def _verified(self, model: Model, variant: Variant, backend: TensorRtBackend) -> Sealed:
+    def _verified(
+        self, bundle: Bundle, model: Model, variant: Variant, backend: TensorRtBackend
+    ) -> Sealed:
         """Return the engine of the bundle; a verdict of an earlier start is as good as a try."""
-        artifact = self._bundle.manifest.artifact(variant.files[0])
-        path = self._bundle.path(artifact.path)
+        artifact = bundle.manifest.artifact(variant.files[0])
+        path = bundle.path(artifact.path)
         try:
             engine = Sealed.from_file(path, size=artifact.size, sha256=artifact.sha256)
         except BundleError as error:
@@ -109,7 +121,7 @@ class Preparer:
         else:
             try:
                 report = attempt(
-                    self._trial(model, variant, backend, engine.fileno()),
+                    self._trial(bundle, model, variant, backend, engine.fileno()),
                     timeout_s=self._config.open_timeout_s,
                     stop=self._stop,
                 )
@@ -119,11 +131,13 @@ class Preparer:
             self._keep(key, b"", report, build_seconds=0.0)
         return engine
 
-    def _built(self, model: Model, variant: Variant, backend: TensorRtBackend) -> Sealed:
+    def _built(
+        self, bundle: Bundle, model: Model, variant: Variant, backend: TensorRtBackend
+    ) -> Sealed:
         """Return an engine of an earlier start, or build one; only one that passes is kept."""
-        manifest = self._bundle.manifest
+        manifest = bundle.manifest
         request = EngineRequest(
-            onnx=self._bundle.path(variant.files[0]), precision=variant.precision, profiles=()
+            onnx=bundle.path(variant.files[0]), precision=variant.precision, profiles=()
         )
         files = [manifest.artifact(path).sha256 for path in variant.files]
         how = (variant.precision, model.profile, request.optimization_level, request.tf32)
@@ -143,7 +157,7 @@ class Preparer:
                 known.content.close()
             built, tried = build_and_try(
                 BuildRequest(backend=backend, request=request, engine=engine, timing_cache=timings),
-                self._trial(model, variant, backend, engine),
+                self._trial(bundle, model, variant, backend, engine),
                 build_timeout_s=self._config.build_timeout_s,
                 open_timeout_s=self._config.open_timeout_s,
                 progress=self._progress,
@@ -163,8 +177,9 @@ class Preparer:
         self._keep(key, bytes(sealed.view()), tried, build_seconds=built.seconds)
         return sealed
 
+    @staticmethod
     def _trial(
-        self, model: Model, variant: Variant, backend: TensorRtBackend, engine: int
+        bundle: Bundle, model: Model, variant: Variant, backend: TensorRtBackend, engine: int
     ) -> TryRequest:
         cases = model.golden.cases
         golden = {t.artifact for case in cases for t in (*case.inputs, *case.outputs)}
@@ -173,7 +188,7 @@ class Preparer:
             model=model,
             precision=variant.precision,
             engine=engine,
-            golden={path: str(self._bundle.path(path)) for path in golden},
+            golden={path: str(bundle.path(path)) for path in golden},
         )
 
     def _keep(self, key: str, content: bytes, report: Report, *, build_seconds: float) -> None:
@@ -202,14 +217,12 @@ class Preparer:
         )  # fmt: skip
 
 
-def _open_engine(engine: Sealed, model: Model, backend: TensorRtBackend) -> Session:
-    try:
-        return TrtSession.open(
-            engine.view(),
-            library=load_tensorrt(backend),
-            inputs=model.inputs,
-            outputs=model.outputs,
-            profile=model.profile,
-        )
-    finally:
-        engine.close()
+def _open_engine(engine: Sealed, model: Model, backend: TensorRtBackend, device: int) -> Session:
+    return TrtSession.open(
+        engine.view(),
+        library=load_tensorrt(backend),
+        inputs=model.inputs,
+        outputs=model.outputs,
+        profile=model.profile,
+        device=device,
+    )

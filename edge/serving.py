@@ -1,6 +1,7 @@
 """What the agent serves now: the bundle, its opened models, and the phase of its life.
 
-The agent's main thread writes here, HTTP threads read. Every attribute is replaced as a whole.
+The agent's main thread and its repository write here, HTTP threads read. Every attribute is
+replaced as a whole.
 """
 
 from __future__ import annotations
@@ -15,23 +16,32 @@ from edge.errors import NotReadyError, UnknownModelError
 from edge.inbox import Answer
 from edge.latency import LatencyWindow
 from edge.metrics import Metrics, ModelMetrics, ModelState, State
+from edge.places import Places
 from edge.probes import Sample
+from edge.replicas import Replicas
 from edge.self_test import SelfTest
 from edge.statistics import ModelStatistics
 from edge.target import Target
-from edge.worker import Worker
 
 Phase = Literal["starting", "serving", "stopping"]
+Change = Literal["LOADING", "UNLOADING", "UNAVAILABLE"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """An opened model that passed its self-test, with what is known about it."""
+    """An opened model that passed its self-test, with what is known about it.
+
+    bundle: where it came from. memory_bytes: what opening it took, of a GPU if it runs there,
+    else of the host; None if that could not be told.
+    """
 
     model: manifest.Model
+    bundle: Bundle
     choice: Choice
     self_test: SelfTest
-    worker: Worker
+    worker: Replicas
+    places: Places
+    memory_bytes: int | None = None
     metrics: ModelMetrics
     latency: LatencyWindow
     statistics: ModelStatistics
@@ -67,8 +77,19 @@ class ServedModel:
         self.latency.record(**times)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What happens, or happened last, to a model, and the reason in words."""
+
+    change: Change
+    reason: str
+
+
 class Serving:
-    """The state that HTTP threads see."""
+    """The state that HTTP threads see.
+
+    wanted: names of the models that must work for the agent to be ready; None is all.
+    """
 
     def __init__(
         self,
@@ -77,6 +98,7 @@ class Serving:
         started: float,
         allow_unsigned: bool,
         ready_on_cpu: bool = False,
+        wanted: tuple[str, ...] | None = None,
     ) -> None:
         self.bundle = bundle
         self.started = started
@@ -87,12 +109,15 @@ class Serving:
         self.target: Target | None = None
         self.sample = Sample()
         self.served: dict[str, ServedModel] = {}
+        self.notes: dict[str, Note] = {}
+        self._statistics: dict[str, ModelStatistics] = {}
+        self.wanted = tuple(m.name for m in bundle.manifest.models) if wanted is None else wanted
         self.metrics = Metrics(self._state)
 
     @property
     def is_ready(self) -> bool:
-        """Whether every model of the bundle is open, passed its self-test and works."""
-        return self.phase == "serving" and all(map(self._works, self.served.values()))
+        """Whether every wanted model is open, passed its self-test and works."""
+        return self.phase == "serving" and all(map(self.is_model_ready, self.wanted))
 
     def is_model_ready(self, name: str) -> bool:
         """Whether this model can answer; readiness of the others does not matter."""
@@ -104,24 +129,41 @@ class Serving:
         """Why the agent is not ready, in words; meaningless while it is."""
         if self.phase != "serving":
             return f"the agent is {self.phase}" + (f", {self.activity}" if self.activity else "")
-        degraded = [served.degradation for served in self.served.values()]
-        if not all(served.worker.is_ready for served in self.served.values()):
-            return "the agent is failing"
-        return "; ".join(filter(None, degraded)) or "the agent is failing"
+        return "; ".join(
+            self.model_condition(name) for name in self.wanted if not self.is_model_ready(name)
+        )
+
+    def model_condition(self, name: str) -> str:
+        """Why a model is not ready, in words; meaningless while it is."""
+        served = self.served.get(name)
+        if self.phase != "serving":
+            return self.condition
+        if served is None:
+            note = self.notes.get(name)
+            return f"model {name!r} is not loaded" if note is None else note.reason
+        if not served.worker.is_ready:
+            return f"model {name!r} is failing"
+        return served.degradation or f"model {name!r} is ready"
 
     def _works(self, served: ServedModel) -> bool:
         is_kept = self.ready_on_cpu or served.degradation is None
         return served.worker.is_ready and is_kept
+
+    @property
+    def models(self) -> tuple[manifest.Model, ...]:
+        """Every model that is served, and those of the bundle that are not."""
+        served = tuple(one.model for one in self.served.values())
+        others = (m for m in self.bundle.manifest.models if m.name not in self.served)
+        return (*served, *others)
 
     def model(self, name: str, version: str | None) -> manifest.Model:
         """Return the model with this name, of this version if one is given.
 
         Raises UnknownModelError.
         """
-        models = self.bundle.manifest.models
-        model = next((model for model in models if model.name == name), None)
+        model = next((model for model in self.models if model.name == name), None)
         if model is None:
-            names = ", ".join(repr(model.name) for model in models)
+            names = ", ".join(repr(model.name) for model in self.models)
             raise UnknownModelError(f"model {name!r} is unknown; this bundle has {names}")
         if version not in {None, model.version}:
             raise UnknownModelError(
@@ -130,13 +172,38 @@ class Serving:
         return model
 
     def served_model(self, name: str, version: str | None) -> ServedModel:
-        """Return an opened model; raises UnknownModelError, or NotReadyError while it opens."""
-        model = self.model(name, version)
-        served = self.served.get(model.name)
-        if served is None:
+        """Return an opened model; raises UnknownModelError, or NotReadyError while it is not."""
+        served = self.served.get(name)
+        if served is None or version not in {None, served.model.version}:
+            self.model(name, version)
             raise NotReadyError(
-                f"model {name!r} is still opening; wait until /v2/health/ready answers 200"
+                f"{self.model_condition(name)}; wait until /v2/models/{name}/ready answers 200"
             )
+        return served
+
+    def statistics_of(self, name: str) -> ModelStatistics:
+        """Return the counters of a model; they go on when it is loaded anew."""
+        return self._statistics.setdefault(name, ModelStatistics())
+
+    def want(self, name: str, *, wanted: bool = True) -> None:
+        """Say whether the agent is ready only if this model works."""
+        others = tuple(other for other in self.wanted if other != name)
+        self.wanted = (*others, name) if wanted else others
+
+    def note(self, name: str, change: Change, reason: str) -> None:
+        """Say what happens to a model."""
+        self.notes = {**self.notes, name: Note(change=change, reason=reason)}
+
+    def put(self, served: ServedModel) -> None:
+        """Serve an opened model from now on, in place of an older one of its name."""
+        name = served.model.name
+        self.served = {**self.served, name: served}
+        self.notes = {key: note for key, note in self.notes.items() if key != name}
+
+    def take_out(self, name: str) -> ServedModel:
+        """Serve a model no longer; raises UnknownModelError, or NotReadyError if it is not open."""
+        served = self.served_model(name, None)
+        self.served = {key: one for key, one in self.served.items() if key != name}
         return served
 
     def _state(self) -> State:

@@ -8,9 +8,13 @@ Precision, threads, streams and graph capture are constructor matters, never in 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Protocol
 
 from edge.spec import AnyArray, Feeds, TensorSpec
+
+Finish = Callable[[], dict[str, AnyArray]]
 
 
 class Session(Protocol):
@@ -35,3 +39,25 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the model; further calls of `run` raise InferenceError, of `close` do nothing."""
+
+
+class PipelinedSession(Session, Protocol):
+    """A Session whose device computes while the host prepares the next run."""
+
+    @property
+    def depth(self) -> int:
+        """How many runs may have begun and not finished; with 1 there is no `start`."""
+
+    def start(self, feeds: Feeds) -> Finish:
+        """Begin a run and return what waits for it and gives its outputs; raises as `run`.
+
+        The feeds have been read when this returns. Runs end in the order of their beginning.
+        """
+
+
+def start_of(session: Session) -> Callable[[Feeds], Finish]:
+    """Return how a run begins; where the session cannot do it in two steps, all is in the last."""
+    if getattr(session, "depth", 1) > 1:
+        start: Callable[[Feeds], Finish] = session.start  # type: ignore[attr-defined] # see above
+        return start
+    return lambda feeds: functools.partial(session.run, feeds)

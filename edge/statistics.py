@@ -108,7 +108,6 @@ class ModelStatistics:
                     }
                     for rows, run in sorted(self._runs.items())
                 ],
-                "memory_usage": [],
             }
 
     def _add(self, name: str, seconds: float) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edge.cuda_query import CudaDevice, cuda_problem, query_cuda
+from edge.cuda_query import CudaDevice, cuda_problem, gpus_like, query_cuda
 from edge.devices import Device, device_from_gpu_name, device_from_part_number
 from edge.installed import installed_backends
 from edge.manifest import Backend
@@ -69,7 +69,8 @@ Kind = Literal["jetson", "desktop", "cpu"]
 class Target:
     """One machine as far as engines care; None is "this machine cannot tell".
 
-    device: key of the table in `devices`, if the machine is in it. memory_bytes: of the GPU; on a
+    device: key of the table in `devices`, if the machine is in it. gpus: how many are like the
+    first, which all other fields describe. memory_bytes: of the GPU; on a
     Jetson, of the whole machine, which its GPU shares. tensorrt, tensorrt_rtx, onnxruntime: full
     versions, None if not installed. cuda: the highest version the driver runs, None without a
     driver that works; cuda_problem says why. plugins: layers registered with TensorRT.
@@ -80,6 +81,7 @@ class Target:
     name: str
     device: str | None = None
     part_number: str | None = None
+    gpus: int = 0
     sm: str | None = None
     sm_count: int | None = None
     memory_bytes: int | None = None
@@ -106,13 +108,15 @@ def detect_target(
     *,
     arch: str | None = None,
     query: Callable[[], CudaDevice | None] = query_cuda,
+    alike: Callable[[CudaDevice], int] = gpus_like,
     problem: Callable[[], str | None] = cuda_problem,
     versions: Callable[[], Mapping[str, str]] = installed_backends,
 ) -> Target:
     """Return what this machine is.
 
     root: of the file system to read, another one in tests. query: asks the CUDA driver, None
-    without one. versions: installed TensorRT versions by module name.
+    without one. alike: counts the GPUs that are like one. versions: installed TensorRT versions
+    by module name.
     """
     chip = _chip(root)
     gpu = query()
@@ -132,6 +136,7 @@ def detect_target(
         name=_name(root, kind, gpu, device),
         device=None if device is None else device.name,
         part_number=part_number,
+        gpus=0 if gpu is None else alike(gpu),
         sm=_first(gpu and gpu.sm, SM_FROM_CHIP.get(chip or ""), device and device.sm),
         sm_count=_first(gpu and gpu.sm_count, device and device.sm_count),
         memory_bytes=_first(

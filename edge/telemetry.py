@@ -40,14 +40,26 @@ class BundleReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """One thread that runs a model. load: requests that wait for it or run."""
+
+    ready: bool
+    consecutive_failures: int
+    load: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
     """One model: the variant in service and why, the others and why not, and its requests.
 
-    degradation: what the bundle promised and this device does not keep, in words.
+    bundle_version: of the bundle that it was loaded from. degradation: what the bundle promised and
+    this device does not keep, in words. workers: one for each GPU, or one on the CPU. memory_bytes:
+    what opening it took on each.
     """
 
     name: str
     version: str
+    bundle_version: str
     variant: str
     backend: Backend
     precision: Precision
@@ -60,6 +72,8 @@ class ModelReport:
     latency: LatencySummary
     requests: dict[str, int]
     queue_depth: int
+    workers: tuple[WorkerReport, ...]
+    memory_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +119,7 @@ def _model_report(served: ServedModel) -> ModelReport:
     return ModelReport(
         name=served.model.name,
         version=served.model.version,
+        bundle_version=served.bundle.manifest.version,
         variant=variant.id,
         backend=variant.backend,
         precision=variant.precision,
@@ -117,4 +132,13 @@ def _model_report(served: ServedModel) -> ModelReport:
         latency=served.latency.summary(),
         requests=served.metrics.outcomes(),
         queue_depth=served.worker.queue_depth,
+        workers=tuple(
+            WorkerReport(
+                ready=worker.is_ready,
+                consecutive_failures=worker.consecutive_failures,
+                load=worker.load,
+            )
+            for worker in served.worker.workers
+        ),
+        memory_bytes=served.memory_bytes,
     )

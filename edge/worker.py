@@ -1,7 +1,8 @@
-"""The Worker: opens a Session, runs requests on it one batch at a time, and closes it.
+"""The Worker: opens a Session, runs requests on it batch by batch, and closes it.
 
 The inbox between callers and the worker's thread is bounded, and a request whose deadline has
-passed is dropped before it costs any compute.
+passed is dropped before it costs any compute. Where the session can, the next batch is staged
+while one runs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 
 from edge.batching import Plan
 from edge.errors import EdgeError, InferenceError, InputError
 from edge.inbox import Answer, Inbox, Request, too_late
 from edge.oip import NORMAL_PRIORITY
-from edge.session import Session
+from edge.session import Finish, Session, start_of
 from edge.spec import Feeds
 
 UNREADY_AFTER_FAILURES = 3
@@ -25,11 +27,21 @@ UNREADY_AFTER_FAILURES = 3
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Run:
+    """A batch that begins or has begun; then finish waits for its outputs."""
+
+    batch: Sequence[Request]
+    started: float
+    finish: Finish | None = None
+
+
 class Worker:
     """Runs the requests of one model. All methods may be called from any thread.
 
     plan: how requests are joined. queue_size, queue_bytes: what may wait. window_s: the longest
-    wait for company. note_run: told the rows and seconds of every run.
+    wait for company. note_run: told the rows and seconds of every run. rescue: asked about every
+    request whose run failed; True if somebody else answers it.
     """
 
     def __init__(
@@ -42,14 +54,12 @@ class Worker:
         queue_bytes: int,
         window_s: float,
         stall_timeout_s: float,
-        note_run: Callable[[int, float], None] = lambda rows, run_s: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.consecutive_failures = 0
         self._open_session = open_session
         self._plan = plan
-        self._note_run = note_run
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
         self._inbox = Inbox(
@@ -60,7 +70,12 @@ class Worker:
             window_s=window_s,
             clock=clock,
         )
-        self._run_started: float | None = None
+        self.note_run: Callable[[int, float], None] = lambda rows, run_s: None
+        self.rescue: Callable[[Request], bool] = lambda request: False
+        self.memory_bytes: int | None = None  # of the device, as the session tells once it is open
+        self._depth = 1
+        self._running: tuple[_Run, ...] = ()
+        self._ended = clock()  # of the last run
         self._opened: Future[None] = Future()
         # A daemon, so that a hung backend call cannot keep the process from exiting.
         self._thread = threading.Thread(target=self._main, name=f"worker-{name}", daemon=True)
@@ -103,6 +118,14 @@ class Worker:
         self._inbox.put(request)
         return request.answer
 
+    def put(self, request: Request) -> None:
+        """Put a request of another worker of this model into line; raises as `submit`."""
+        self._inbox.put(request)
+
+    def close(self) -> None:
+        """Refuse new requests; see `stop`."""
+        self._inbox.close()
+
     def stop(self, timeout_s: float) -> bool:
         """Refuse new requests, finish the queued ones, close the session.
 
@@ -119,6 +142,16 @@ class Worker:
         return self._plan.max_rows
 
     @property
+    def max_running_rows(self) -> int:
+        """Rows that may have begun at a time."""
+        return self._depth * self._plan.max_rows
+
+    @property
+    def load(self) -> int:
+        """The number of requests that wait or run."""
+        return self._inbox.depth + sum(len(run.batch) for run in self._running)
+
+    @property
     def queue_depth(self) -> int:
         """The number of requests that wait."""
         return self._inbox.depth
@@ -133,8 +166,7 @@ class Worker:
 
     def is_stalled(self, now: float) -> bool:
         """Whether one run has lasted longer than the stall timeout."""
-        started = self._run_started
-        return started is not None and now - started > self._stall_timeout_s
+        return any(now - run.started > self._stall_timeout_s for run in self._running)
 
     def _main(self) -> None:
         try:
@@ -142,48 +174,78 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - handed to the caller of start
             self._opened.set_exception(error)
             return
+        self.memory_bytes = getattr(session, "memory_bytes", None)
+        self._depth = getattr(session, "depth", 1)
         self._inbox.open()
         self._opened.set_result(None)
-        while self._inbox.wait():
-            self._run(session, self._inbox.take())
+        ahead: _Run | None = None
+        while ahead is not None or self._inbox.wait():
+            run = ahead if ahead is not None else self._begin(session, self._inbox.take())
+            ahead = None
+            if run is not None:
+                if self._depth > 1:
+                    ahead = self._begin(session, self._inbox.take_full())
+                self._end(session, run)
         session.close()
 
-    def _run(self, session: Session, batch: Sequence[Request]) -> None:
-        """Run requests as one and answer them."""
+    def _begin(self, session: Session, batch: Sequence[Request]) -> _Run | None:
+        """Start to run requests as one; None if there are none or they have their answers."""
         if not batch:
-            return
-        self._run_started = started = self._clock()
+            return None
+        run = _Run(batch=batch, started=self._clock())
+        self._running += (run,)
         try:
-            outputs = session.run(self._plan.join([request.feeds for request in batch]))
+            run.finish = start_of(session)(self._plan.join([request.feeds for request in batch]))
         except Exception as error:  # noqa: BLE001 - one request must not end the loop
-            self._run_alone(session, batch, error)
+            self._is_over(run)
+            self._fail(session, batch, error)
+            return None
+        return run
+
+    def _end(self, session: Session, run: _Run) -> None:
+        """Wait for what has begun and answer it."""
+        assert run.finish is not None  # noqa: S101 - _begin has set it
+        try:
+            outputs = run.finish()
+        except Exception as error:  # noqa: BLE001 - one request must not end the loop
+            self._is_over(run)
+            self._fail(session, run.batch, error)
             return
-        finally:
-            self._run_started = None
-        compute_s = self._clock() - started
+        begun = max(run.started, self._ended)  # it may have waited for the one before
+        self._is_over(run)
+        compute_s = self._ended - begun
         if self.consecutive_failures:
             logger.info("model recovered name=%s", self.name)
             self.consecutive_failures = 0
-        extents = [request.extent for request in batch]
+        extents = [request.extent for request in run.batch]
         rows = sum(extent.rows for extent in extents)
-        self._inbox.note_run(len(batch), rows, compute_s)
-        self._note_run(rows, compute_s)
-        for request, part in zip(batch, self._plan.split(outputs, extents), strict=True):
-            queue_s = started - request.submitted
+        self._inbox.note_run(len(run.batch), rows, compute_s)
+        self.note_run(rows, compute_s)
+        for request, part in zip(run.batch, self._plan.split(outputs, extents), strict=True):
+            queue_s = begun - request.submitted
             request.answer.set_result(
                 Answer(outputs=part, queue_s=queue_s, compute_s=compute_s, batch_rows=rows)
             )
 
-    def _run_alone(self, session: Session, batch: Sequence[Request], error: Exception) -> None:
-        """Answer a failed batch: the error for one request, another try by itself for several."""
+    def _is_over(self, run: _Run) -> None:
+        self._ended = self._clock()
+        self._running = tuple(other for other in self._running if other is not run)
+
+    def _fail(self, session: Session, batch: Sequence[Request], error: Exception) -> None:
+        """Answer a failed batch: elsewhere, one by one, or with the error if there is but one."""
+        if not isinstance(error, InputError):
+            batch = [request for request in batch if not self.rescue(request)]
         if len(batch) > 1:
             for request in batch:
-                self._run(session, [request])
+                run = self._begin(session, [request])
+                if run is not None:
+                    self._end(session, run)
             return
         if not isinstance(error, InputError):
             self._count_failure(error)
             error = _inference_error(self.name, error)
-        batch[0].answer.set_exception(error)
+        for request in batch:
+            request.answer.set_exception(error)
 
     def _count_failure(self, error: Exception) -> None:
         self.consecutive_failures += 1

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from edge.admission import Admission
 from edge.agent import Agent
 from edge.config import AgentConfig
+from edge.preparing import Prepared
 from edge.session import Session
+from edge.target import Target
 from tests.bundles import affine_parts, make_key, write_bundle
 from tests.fakes import DEADLINE_S, FakeNotifier
 
@@ -29,6 +32,7 @@ def make_config(tmp_path: Path, **changes: Any) -> AgentConfig:
         "port": 0,
         "intra_op_threads": 1,
         "cache": tmp_path / "engines",
+        "warm_up": False,
     }
     return AgentConfig(**{**defaults, **changes})
 
@@ -38,10 +42,11 @@ def open_agent(
     *,
     notifier: FakeNotifier,
     open_session: Callable[..., Session] | None = None,
+    admission: Callable[[Target], Admission] | None = None,
 ) -> Agent:
     """Return an agent; open_session stands in for every backend."""
-    prepare = None if open_session is None else lambda *_: open_session
-    return Agent.open(config, notifier=notifier, prepare=prepare)  # type: ignore[arg-type]
+    prepare = None if open_session is None else lambda *_: Prepared(open=open_session)
+    return Agent.open(config, notifier=notifier, prepare=prepare, admission=admission)
 
 
 @contextlib.contextmanager
@@ -50,11 +55,12 @@ def running_agent(
     *,
     open_session: Callable[..., Session] | None = None,
     notifier: FakeNotifier | None = None,
+    admission: Callable[[Target], Admission] | None = None,
     until_ready: bool = True,
 ) -> Iterator[Agent]:
     """Yield an agent that serves; afterwards it is stopped as by SIGTERM."""
     notifier = notifier or FakeNotifier()
-    agent = open_agent(config, notifier=notifier, open_session=open_session)
+    agent = open_agent(config, notifier=notifier, open_session=open_session, admission=admission)
     thread = threading.Thread(target=agent.run, name="agent-main")
     thread.start()
     try:

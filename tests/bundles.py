@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge import manifest as m
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from edge.spec import datatype_from_numpy
+from edge.tensor_bytes import bytes_from_tensor
 from edge.trust import sign
 from tests.models import AFFINE_INPUTS, AFFINE_OUTPUTS, AFFINE_PROFILE, affine, affine_model
 
@@ -41,28 +42,33 @@ def make_key() -> TestKey:
 
 
 def affine_parts(
-    graphs: dict[str, bytes] | None = None,
+    graphs: dict[str, bytes] | None = None, *, name: str = "affine", scale: float = 2.0
 ) -> tuple[m.Manifest, dict[str, bytes]]:
     """Return the Manifest of a bundle that serves "affine" 1, and its files by name.
 
     graphs: the ONNX bytes of the int8 and fp32 variants; both compute the same here. The manifest
-    prefers int8.
+    prefers int8. name: another one for the model. scale: see `tests.models.affine`.
     """
-    graph = affine_model().SerializeToString()
-    files = {f"affine/{name}.onnx": graph for name in ("int8", "fp32")}
-    files |= {f"affine/{name}.onnx": content for name, content in (graphs or {}).items()}
+    graph = affine_model(scale=scale).SerializeToString()
+    files = {f"{name}/{precision}.onnx": graph for precision in ("int8", "fp32")}
+    files |= {f"{name}/{precision}.onnx": content for precision, content in (graphs or {}).items()}
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
-    golden_in = golden_tensors("affine/golden/0/in", {"x": x}, files)
-    golden_out = golden_tensors("affine/golden/0/out", affine(x), files)
+    golden_in = golden_tensors(f"{name}/golden/0/in", {"x": x}, files)
+    golden_out = golden_tensors(f"{name}/golden/0/out", affine(x, scale=scale), files)
     model = m.Model(
-        name="affine",
+        name=name,
         version="1",
         inputs=AFFINE_INPUTS,
         outputs=AFFINE_OUTPUTS,
         profile=AFFINE_PROFILE,
         variants=tuple(
-            m.Variant(id=name, backend="ort", precision=name, files=(f"affine/{name}.onnx",))
-            for name in ("int8", "fp32")
+            m.Variant(
+                id=precision,
+                backend="ort",
+                precision=precision,
+                files=(f"{name}/{precision}.onnx",),
+            )
+            for precision in ("int8", "fp32")
         ),
         preferences=(m.Preference(backend="ort", variant="int8", why="p50 1.0 ms against 2.0"),),
         golden=m.Golden(
@@ -80,6 +86,15 @@ def affine_parts(
         models=(model,),
     )
     return manifest, files
+
+
+def joined_parts(
+    *parts: tuple[m.Manifest, dict[str, bytes]],
+) -> tuple[m.Manifest, dict[str, bytes]]:
+    """Return one bundle with the models of several."""
+    models = tuple(model for manifest, _ in parts for model in manifest.models)
+    files = {name: content for _, files in parts for name, content in files.items()}
+    return replace(parts[0][0], models=models), files
 
 
 def write_bundle(
@@ -105,7 +120,7 @@ def golden_tensors(
 ) -> tuple[m.GoldenTensor, ...]:
     golden = []
     for name, array in tensors.items():
-        files[f"{prefix}/{name}.bin"] = array.tobytes()
+        files[f"{prefix}/{name}.bin"] = bytes_from_tensor(array)
         golden.append(
             m.GoldenTensor(
                 name=name,

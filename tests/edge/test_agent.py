@@ -287,10 +287,14 @@ SERVE = """
             assert sys.stdin.readline() == "go on\\n"
 
     def prepare(*_):
-        return lambda: tests.fakes.FakeSession(before_run=before_run)
+        return edge.preparing.Prepared(
+            open=lambda device: tests.fakes.FakeSession(before_run=before_run)
+        )
 
     edge.preparing.Preparer.prepare = prepare
-    config = AgentConfig(bundle=Path(sys.argv[1]), trusted_keys=Path(sys.argv[2]), port=0)
+    config = AgentConfig(
+        bundle=Path(sys.argv[1]), trusted_keys=Path(sys.argv[2]), port=0, warm_up=False
+    )
     sys.exit(edge.agent.serve(config))
 """
 

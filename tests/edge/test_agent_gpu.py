@@ -118,7 +118,7 @@ def test_on_its_device_the_engine_is_served_and_reported(
 ) -> None:
     on(CARD)
     with (
-        running_agent(config, open_session=FakeSession) as agent,
+        running_agent(config, open_session=lambda *_: FakeSession()) as agent,
         httpx.Client(base_url=agent.url) as client,
     ):
         assert client.get("/v2/health/ready").status_code == 200

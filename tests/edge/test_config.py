@@ -56,6 +56,9 @@ def test_every_key_can_be_given_in_every_place():
         "build_timeout_s": 60,
         "open_timeout_s": 5,
         "ready_on_cpu": True,
+        "models": "a,b",
+        "warm_up": False,
+        "memory_reserve_bytes": 1 << 20,
         "variant": "int8",
         "log_level": "debug",
     }

@@ -86,7 +86,7 @@ def make(bundle: Bundle, tmp_path: Path) -> Callable[..., Preparer]:
     def make(target: Target = CARD, **options: object) -> Preparer:
         config = AgentConfig(cache=tmp_path / "cache", bundle=bundle.root)
         values = {"progress": lambda *_: True, "stop": threading.Event(), **options}
-        return Preparer(bundle, config, target, **values)  # type: ignore[arg-type]
+        return Preparer(config, target, **values)  # type: ignore[arg-type]
 
     return make
 
@@ -97,7 +97,7 @@ def candidate(variant: Variant) -> Candidate:
 
 
 def prepare(preparer: Preparer, bundle: Bundle, variant: Variant) -> None:
-    preparer.prepare(bundle.manifest.models[0], candidate(variant))
+    preparer.prepare(bundle, bundle.manifest.models[0], candidate(variant)).close()
 
 
 def test_an_engine_is_built_tried_and_kept_and_the_next_start_does_neither(

@@ -9,7 +9,9 @@ from edge.bundle import Bundle
 from edge.choice import Choice, Refusal
 from edge.latency import LatencyWindow
 from edge.manifest import bytes_from_manifest
+from edge.places import Places
 from edge.probes import Sample
+from edge.replicas import Replicas
 from edge.self_test import SelfTest
 from edge.serving import ServedModel, Serving
 from edge.statistics import ModelStatistics
@@ -31,11 +33,13 @@ def make_serving(*, signed: bool = True) -> Serving:
     serving.served = {
         "affine": ServedModel(
             model=model,
+            bundle=serving.bundle,
             choice=Choice(
                 variant=model.variants[0], means="ort-cpu", why="p50 1.0 ms", refused=(REFUSED,)
             ),
             self_test=SelfTest(cases=1, output="y", relative_error=0.002, tolerance=0.1),
-            worker=affine_worker(FakeSession),
+            worker=Replicas([affine_worker(FakeSession)]),
+            places=Places("affine", 1),
             metrics=serving.metrics.for_model("affine"),
             latency=LatencyWindow(),
             statistics=ModelStatistics(),

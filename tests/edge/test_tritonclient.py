@@ -97,7 +97,7 @@ def test_an_unknown_model_is_a_404(client: triton.InferenceServerClient) -> None
 
 def test_a_path_that_is_not_served_is_a_404(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match="there is nothing at") as caught:
-        client.unload_model("affine")
+        client.get_trace_settings()
     assert caught.value.status() == "404"
 
 

@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from edge.errors import (
 from edge.inbox import Answer
 from edge.manifest import Batching
 from edge.session import Session
+from edge.spec import Feeds
 from edge.worker import Worker
 from tests.fakes import DEADLINE_S, FakeClock, FakeSession, Gate, affine_plan, affine_worker
 from tests.models import affine
@@ -284,3 +286,88 @@ def test_a_request_that_breaks_its_batch_does_not_break_its_neighbours(
     with pytest.raises(InferenceError, match="two is too much"):
         bad.result(DEADLINE_S)
     assert worker.is_ready
+
+
+class Pipelined(FakeSession):
+    """A session whose runs begin at `start` and end when they are waited for; two at a time."""
+
+    depth = 2
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.events: list[str] = []
+        self.most = self.begun = 0
+
+    def start(self, feeds: Feeds) -> Callable[[], dict[str, np.ndarray]]:
+        rows = len(feeds["x"])
+        self.events.append(f"start {rows}")
+        self.begun += 1
+        self.most = max(self.most, self.begun)
+
+        def finish() -> dict[str, np.ndarray]:
+            outputs = self.run(feeds)
+            self.begun -= 1
+            self.events.append(f"finish {rows}")
+            return outputs
+
+        return finish
+
+
+def test_the_next_full_batch_is_staged_while_one_runs(start: Callable[..., Worker]) -> None:
+    gate = Gate()
+    session = Pipelined(before_run=gate)
+    plan = affine_plan(batching=Batching(), max_rows=2)
+    worker = start(session, plan=plan, queue_size=16)
+    answers = [worker.submit({"x": X}, deadline=None)]
+    gate.wait_entered()
+    answers += [worker.submit({"x": X * n}, deadline=None) for n in range(5)]
+    gate.open()
+    for answer in answers:
+        answer.result(DEADLINE_S)
+    for n, answer in enumerate(answers[1:]):
+        np.testing.assert_array_equal(answer.result().outputs["y"], affine(X * n)["y"])
+    assert session.events[:6] == [
+        "start 1",
+        "finish 1",
+        "start 2",
+        "start 2",
+        "finish 2",
+        "finish 2",
+    ]
+    assert session.most == worker.max_running_rows / 2 == 2
+
+
+def test_a_run_that_waits_for_the_one_before_does_not_count_its_time_twice(
+    start: Callable[..., Worker],
+) -> None:
+    clock, gate = FakeClock(), Gate()
+
+    def before_run() -> None:
+        gate()
+        clock.advance(1.0)
+
+    worker = start(Pipelined(before_run=before_run), queue_size=16, clock=clock)
+    answers = [worker.submit({"x": X}, deadline=None) for _ in range(6)]
+    gate.wait_entered()
+    gate.open()
+    assert [answer.result(DEADLINE_S).compute_s for answer in answers] == [1.0] * 6
+
+
+def test_batches_that_fail_one_behind_the_other_are_answered_each_for_itself(
+    start: Callable[..., Worker],
+) -> None:
+    gate = Gate()
+
+    def fail() -> None:
+        gate()
+        raise InferenceError("CUDA error 700")
+
+    plan = affine_plan(batching=Batching(), max_rows=2)
+    worker = start(Pipelined(before_run=fail), plan=plan, queue_size=16)
+    answers = [worker.submit({"x": X}, deadline=None) for _ in range(7)]
+    gate.wait_entered()
+    gate.open()
+    for answer in answers:
+        with pytest.raises(InferenceError, match="700"):
+            answer.result(DEADLINE_S)
+    assert worker.load == 0

@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
         for graph in (folder / f"{name}.onnx", half):
             session = OrtSession.open(
                 graph, inputs=interface.inputs, outputs=interface.outputs,
-                profile=interface.profile, intra_op_threads=None, on_cuda=True,
+                profile=interface.profile, intra_op_threads=None, device=0,
             )  # fmt: skip
             for batch in (1, 8, 32):
                 feeds = {

@@ -1,0 +1,30 @@
+"""The paths that run a model; every other one is Flask's, see `api`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["infer", "predict"]
+
+_INFER = re.compile(r"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer/?", re.ASCII)
+_PREDICT = re.compile(r"/predict/([\w.-]+)/?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """The model that a path names, and in what form it is asked."""
+
+    kind: Kind
+    name: str
+    version: str | None = None
+
+    @classmethod
+    def of(cls, path: str) -> Route | None:
+        """Return where a path leads; None if it runs no model."""
+        if match := _INFER.fullmatch(path):
+            return cls(kind="infer", name=match[1], version=match[2])
+        if match := _PREDICT.fullmatch(path):
+            return cls(kind="predict", name=match[1])
+        return None
