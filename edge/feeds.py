@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy as np
 from edge.errors import UsageError
 from edge.manifest import Model
 from edge.self_test import tensor_from_golden
-from edge.spec import AnyArray, Feeds, TensorSpec
+from edge.spec import AnyArray, TensorSpec
+from edge.tensor_bytes import object_array
 
 DEFAULT_LENGTH = 32  # of a dimension that varies, besides the batch, where no bundle tells
-MAX_DISTINCT = 16  # requests with other rows
 
 
 def max_batch_size(model: Model) -> int:
@@ -62,13 +63,10 @@ def made_feeds(
         ]
         if spec.dtype.kind == "f":
             feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        elif spec.datatype == "BYTES":
+            feeds[spec.name] = object_array([b"text"] * math.prod(shape), tuple(shape))
         elif spec.datatype == "UINT8":
             feeds[spec.name] = rng.integers(0, 256, shape, dtype=np.uint8)
         else:
             feeds[spec.name] = np.ones(shape, spec.dtype)
     return feeds
-
-
-def distinct(make: Callable[[int], Feeds], *, rows: int) -> list[Feeds]:
-    """Return several feeds that begin at other rows."""
-    return [make(number * rows) for number in range(MAX_DISTINCT)]

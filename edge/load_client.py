@@ -17,20 +17,21 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 
 from edge.errors import EdgeError, InferenceError
+from edge.latency import Latency, latency_from_seconds
 
 DRAIN_S = 30.0  # how long answers are awaited after the last request
 TAIL_BYTES = 64
 _CHUNK_BYTES = 1 << 18
+_STARTED = b"s"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
-QUANTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
 
 
 class NoAgentError(EdgeError):
@@ -61,75 +62,56 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """Latencies of answers; None is a percentile that so few of them cannot tell."""
-
-    answers: int
-    mean_ms: float
-    p50_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-    p999_ms: float | None
-    max_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of a load.
 
-    seconds: of sending. due: requests that were to be sent in that time. in_time: answers of
-    status 200 that came in it. latency: by status. lost: connections that ended in the place of
-    an answer. unanswered: requests without one DRAIN_S later. wrong: see `Load.tolerance`.
+    seconds: of sending; elapsed_s: until the last answer. due: requests that were to be sent in
+    that time. in_time: answers of status 200 that came in it. latency: by status. lost:
+    connections that ended in the place of an answer. unanswered: requests without one DRAIN_S
+    later. wrong: see `Load.tolerance`. client_share: of a processor, that this client took; near 1
+    it measures itself.
     """
 
     seconds: float
+    elapsed_s: float
     due: int
     in_time: int
     latency: dict[int, Latency]
     lost: int
     unanswered: int
     wrong: int
+    client_share: float
 
 
-def latency_from_seconds(seconds: Sequence[float]) -> Latency:
-    """Return exact percentiles: the smallest value with at least that share below or equal.
-
-    seconds: at least one. A percentile needs so many values that one lies beyond it.
-    """
-    values = np.sort(np.asarray(seconds)) * 1e3
-    found = {
-        name: float(np.quantile(values, share, method="inverted_cdf"))
-        if round(len(values) * (1 - share), 6) >= 1
-        else None
-        for name, share in QUANTILES.items()
-    }
-    return Latency(
-        answers=len(values), mean_ms=float(values.mean()), max_ms=float(values[-1]), **found
-    )
-
-
-def run_load_in_child(load: Load) -> Outcome:
+def run_load_in_child(load: Load, *, started: Callable[[], object] = lambda: None) -> Outcome:
     """Run a load in a process of its own, so that this one does not disturb it.
 
-    Raises NoAgentError if nobody listens there, InferenceError if it is no HTTP that answers.
+    started: called when the first requests are about to be sent. Raises NoAgentError if nobody
+    listens there or no HTTP/1 answers.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "edge.load_client"],
-        input=msgspec.msgpack.encode(load),
-        stdout=subprocess.PIPE,
-        check=False,
-        timeout=load.seconds + 4 * DRAIN_S,
-    )
-    if done.returncode != 0:
-        raise InferenceError(f"the load client ended with {done.returncode}; see above")
-    outcome = msgspec.msgpack.decode(done.stdout, type=Outcome | str)
+    command = [sys.executable, "-m", "edge.load_client"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None  # noqa: S101 - both are pipes
+        assert process.stdout is not None  # noqa: S101
+        try:
+            process.stdin.write(msgspec.msgpack.encode(load))
+            process.stdin.close()
+            if process.stdout.read(1):
+                started()
+            content = process.stdout.read()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise InferenceError(f"the load client ended with {process.returncode}; see above")
+    outcome = msgspec.msgpack.decode(content, type=Outcome | str)
     if isinstance(outcome, str):
         raise NoAgentError(outcome)
     return outcome
 
 
 def run_load(load: Load, *, clock: Callable[[], float] = time.perf_counter) -> Outcome:
-    """Run a load in this thread; see `run_load_in_child` for the errors."""
+    """Run a load in this thread; see `run_load_in_child`."""
     client = _Client(load, clock)
     try:
         return client.run()
@@ -189,14 +171,14 @@ class _Client:
         load = self._load
         for _ in range(load.connections if load.rate is None else 1):
             self._idle.append(self._connected())
-        begun = self._clock()
+        busy_s, begun = time.process_time(), self._clock()
         self._end = begun + load.seconds
-        if load.rate is None:
-            unsent = self._closed_loop()
-        else:
-            unsent = self._open_loop(begun, load.rate)
+        unsent = self._closed_loop() if load.rate is None else self._open_loop(begun, load.rate)
+        elapsed_s = max(self._clock() - begun, load.seconds)
         return Outcome(
             seconds=load.seconds,
+            elapsed_s=elapsed_s,
+            client_share=(time.process_time() - busy_s) / elapsed_s,
             due=self._due,
             in_time=self._in_time,
             latency={
@@ -320,17 +302,21 @@ class _Client:
         try:
             sock = socket.create_connection(address, timeout=DRAIN_S)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise NoAgentError(
-                f"no agent answers at {address[0]}:{address[1]} ({reason.lower()}); start one, "
-                "or give its --url"
-            ) from error
+            raise no_agent(*address, error) from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         connection = _Connection(sock)
         self._selector.register(sock, selectors.EVENT_READ, connection)
         self._opened += 1
         return connection
+
+
+def no_agent(host: str, port: int, error: Exception) -> NoAgentError:
+    """Return the error of an address where nobody answers."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return NoAgentError(
+        f"no agent answers at http://{host}:{port} ({reason.lower()}); start one, or give its --url"
+    )
 
 
 def agree(tail: bytes, expected: bytes, tolerance: float) -> bool:
@@ -344,12 +330,15 @@ def agree(tail: bytes, expected: bytes, tolerance: float) -> bool:
 def main() -> None:
     """Read a Load from standard input, run it, write the Outcome or what is wrong."""
     load = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Load)
+    out = sys.stdout.buffer
+    out.write(_STARTED)
+    out.flush()
     answer: Outcome | str
     try:
         answer = run_load(load)
     except NoAgentError as error:
         answer = str(error)
-    sys.stdout.buffer.write(msgspec.msgpack.encode(answer))
+    out.write(msgspec.msgpack.encode(answer))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What `bench` and `profile` measure, as plain values; `advice` reads them, `--json` prints them."""
+"""What `bench` and `profile` measure, as plain values: for `advice`, and for `--json`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge.load_client import Latency
+from edge.latency import Latency
 from edge.manifest import Backend, Measurement, Precision
 
 
@@ -53,7 +53,8 @@ class Point:
 
     connections: of a closed loop. offered: requests per second of an open loop. rates: answers
     with status 200 per second. refused: answers by other status. stages: None if none was
-    answered. wall_s: including the last answers.
+    answered. wall_s: including the last answers. client_share: of a processor, taken by the client
+    itself.
     """
 
     connections: int | None
@@ -71,6 +72,7 @@ class Point:
     runs: tuple[Runs, ...]
     stages: Stages | None
     usage: Usage
+    client_share: float
 
     @property
     def title(self) -> str:
@@ -118,7 +120,7 @@ class Served:
     """What answers: the variant and its bounds, as far as they are known.
 
     max_batch: of the profile, 0 without a batch. batch_rows: the most that one run may take
-    together, 1 where requests are not joined. others: variants of the same model and backend.
+    together, 1 where requests are not joined. speeds: every variant of this backend.
     The last five are None unless the agent was started here.
     """
 
@@ -130,7 +132,7 @@ class Served:
     max_batch: int
     batch_rows: int
     cpus: int
-    others: tuple[VariantSpeed, ...] = ()
+    speeds: tuple[VariantSpeed, ...] = ()
     batching: bool | None = None
     bundle_batches: bool | None = None
     queue_size: int | None = None

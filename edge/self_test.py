@@ -65,7 +65,8 @@ def run_self_test(
 
 def golden_inputs(model: Model, read: Callable[[str], bytes]) -> Feeds:
     """Return the inputs of the first golden case."""
-    return {tensor.name: tensor_from_golden(tensor, read) for tensor in model.golden.cases[0].inputs}
+    inputs = model.golden.cases[0].inputs
+    return {tensor.name: tensor_from_golden(tensor, read) for tensor in inputs}
 
 
 def relative_error(got: AnyArray, golden: AnyArray) -> float:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.agent_process import script
 from edge.bundle import open_bundle
 from edge.ort_session import OrtSession
 from edge.trust import trusted_keys_in
-from host_tools.agent_process import script
 from tests.bench_client import binary_request
 from tests.bench_serving import Server, free_port, load_with, running
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
+from edge.agent_process import script
 from edge.manifest import Batching
 from edge.spec import Profile, ShapeRange, TensorSpec
-from host_tools.agent_process import script
 from tests.bench_client import binary_request
 from tests.bundles import affine_parts, golden_tensors, write_bundle
 from tests.models import model_from_nodes

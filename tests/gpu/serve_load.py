@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.agent_process import agent_process
 from edge.tensorrt_library import load_tensorrt
 from edge.trt_session import TrtSession
-from host_tools.agent_process import agent_process
 from tests.bench_client import binary_request
 from tests.gpu.shapes import MODELS
 
