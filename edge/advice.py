@@ -21,7 +21,7 @@ NEAR_CLIENT_LIMIT = 0.9
 HOST_DOMINATES = 0.5
 LAUNCH_BOUND = 0.5
 REFORMATS = frozenset({"Reformat", "Cast", "Transpose", "NoOp", "ReorderInput", "ReorderOutput",
-                       "Shuffle", "MemcpyFromHost", "MemcpyToHost", "aten::copy_"})  # fmt: skip
+                       "Shuffle", "MemcpyFromHost", "MemcpyToHost", "copy_"})  # fmt: skip
 QUANTIZES = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 

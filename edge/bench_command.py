@@ -19,6 +19,7 @@ from edge.errors import UsageError
 
 if TYPE_CHECKING:
     from edge.bench import BenchPlan, Subject
+    from edge.bundle import Bundle
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # An agent that bench starts listens where there is room; these keys also say what a bundle is.
@@ -245,13 +246,14 @@ def _subject(given: dict[str, object], url: str | None, name: str | None) -> Ite
     if url is not None or "bundle" not in given:
         address = address_from_url(url or DEFAULT_URL)
         name = model_named(address, name)
-        yield Subject(address=address, name=name, **_from_bundle(given, name))
+        yield Subject(address=address, name=name, **_inputs(_bundle(given), name))
         return
     import psutil
 
     from edge.agent_process import agent_process
 
     config = load_config(given, os.environ, read_config_file)
+    bundle = _bundle(given)
     started = replace(config, host="127.0.0.1", port=0)
     flags = flags_from_config(started)
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
@@ -264,18 +266,25 @@ def _subject(given: dict[str, object], url: str | None, name: str | None) -> Ite
                 name=name,
                 process=psutil.Process(child.pid),
                 config=config,
-                **_from_bundle(given, name),
+                **_inputs(bundle, name),
             )
 
 
-def _from_bundle(given: dict[str, object], name: str) -> dict[str, Any]:
-    """Return the model of a bundle at hand and what reads its files, if one was given."""
+def _bundle(given: dict[str, object]) -> Bundle | None:
     if "bundle" not in given:
-        return {}
-    from edge.opened import model_in, reader, verified_bundle
+        return None
+    from edge.opened import verified_bundle
 
     known = {key: value for key, value in given.items() if key in _OF_A_BUNDLE}
-    bundle = verified_bundle(load_config(known, os.environ, read_config_file))
+    return verified_bundle(load_config(known, os.environ, read_config_file))
+
+
+def _inputs(bundle: Bundle | None, name: str) -> dict[str, Any]:
+    """Return the model of a bundle at hand, and what reads its files."""
+    if bundle is None:
+        return {}
+    from edge.opened import model_in, reader
+
     return {"model": model_in(bundle, name), "read": reader(bundle)}
 
 

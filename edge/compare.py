@@ -22,7 +22,7 @@ from edge.feeds import max_batch_size
 from edge.latency import Latency, latency_from_seconds
 from edge.manifest import Accuracy, Model, Precision
 from edge.opened import model_in, verified_bundle
-from edge.table import mebibytes, number, table
+from edge.table import mebibytes, number, table, wrapped
 
 ROUNDS = 5
 FRAMEWORK = "original"
@@ -155,7 +155,9 @@ def compare_tables(rows: tuple[Row, ...]) -> str:
          "error on\ngolden set", "top-1", "cosine"],
         ratios,
     )  # fmt: skip
-    refused = "\n".join(f"{row.name}: not run here: {row.error}" for row in rows if row.error)
+    refused = "\n".join(
+        wrapped(f"{row.name} was not run: {row.error}", indent="  ") for row in rows if row.error
+    )
     return "\n\n".join(filter(None, (table(headings, cells), second, refused)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 from edge.measurements import Point
@@ -30,9 +31,28 @@ _STYLE = """
 """
 
 
+class _Spot(NamedTuple):
+    x: float
+    y: float
+    load: str
+    ms: float
+
+
+class _Label(NamedTuple):
+    x: float
+    y: float
+    name: str
+    colour: str
+
+
 def svg_from_points(points: tuple[Point, ...], title: str) -> str:
-    """Return a drawing of the latency percentiles (log scale) over requests per second."""
-    answered = sorted((p for p in points if p.latency is not None), key=lambda p: p.requests_per_s)
+    """Return a drawing of the latency percentiles (log scale) over requests per second.
+
+    Closed loops are joined by lines, in the order of their connections, open loops by dashes.
+    """
+    answered = sorted(
+        (p for p in points if p.latency is not None), key=lambda p: p.connections or p.offered or 0
+    )
     values = [value for point in answered for _, value in _percentiles(point)]
     right = _nice(max((point.requests_per_s for point in answered), default=1.0))
     low, high = _decades(values)
@@ -60,29 +80,35 @@ def svg_from_points(points: tuple[Point, ...], title: str) -> str:
         parts.append(_text(x(per_s), HEIGHT - BOTTOM + 18, f"{per_s:g}", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "requests per second", "middle"))
     parts.append(_text(LEFT, TOP - 8, "latency, ms (log)", "start"))
-    labels = []
+    labels: list[_Label] = []
     for name, key, colour in SERIES:
-        drawn = [
-            (x(point.requests_per_s), y(value), point.title, value)
-            for point in answered
-            for which, value in _percentiles(point)
-            if which == key
-        ]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b, _, _ in drawn)
-        if len(drawn) > 1:
-            parts.append(f'<polyline class="line" stroke="{colour}" points="{path}"/>')
-        for a, b, load, value in drawn:
-            parts.append(
-                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{colour}">'
-                f"<title>{name}, {escape(load)}: {value:.3g} ms</title></circle>"
-            )
-        if drawn:
-            labels.append((drawn[-1][1], drawn[-1][0], name, colour))
+        for is_open in (False, True):
+            drawn = [
+                _Spot(x(point.requests_per_s), y(value), point.title, value)
+                for point in answered
+                for which, value in _percentiles(point)
+                if which == key and (point.offered is not None) == is_open
+            ]
+            parts += _series(drawn, name, colour, dashed=is_open)
+            if drawn and (not is_open or not any(label.name == name for label in labels)):
+                labels.append(_Label(drawn[-1].x, drawn[-1].y, name, colour))
     parts += _labels(labels)
     for place, point in enumerate(answered):
         height = HEIGHT - BOTTOM + 32 + 10 * (place % 2)
         parts.append(_text(x(point.requests_per_s), height, point.title, "middle", size=9))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _series(spots: list[_Spot], name: str, colour: str, *, dashed: bool) -> Iterator[str]:
+    if len(spots) > 1:
+        path = " ".join(f"{spot.x:.1f},{spot.y:.1f}" for spot in spots)
+        dash = ' stroke-dasharray="6 4"' if dashed else ""
+        yield f'<polyline class="line" stroke="{colour}"{dash} points="{path}"/>'
+    for spot in spots:
+        yield (
+            f'<circle cx="{spot.x:.1f}" cy="{spot.y:.1f}" r="4" fill="{colour}">'
+            f"<title>{name}, {escape(spot.load)}: {spot.ms:.3g} ms</title></circle>"
+        )
 
 
 def _percentiles(point: Point) -> Iterator[tuple[str, float]]:
@@ -92,12 +118,12 @@ def _percentiles(point: Point) -> Iterator[tuple[str, float]]:
             yield key, value
 
 
-def _labels(labels: list[tuple[float, float, str, str]]) -> Iterator[str]:
+def _labels(labels: list[_Label]) -> Iterator[str]:
     """Yield the names of the lines beside their ends, moved apart where they would touch."""
     below = math.inf
-    for at, right, name, colour in sorted(labels, reverse=True):
-        below = min(at + 4, below - 13)
-        yield _text(right + 9, below, name, "start", colour=colour)
+    for label in sorted(labels, key=lambda label: -label.y):
+        below = min(label.y + 4, below - 13)
+        yield _text(label.x + 9, below, label.name, "start", colour=label.colour)
 
 
 def _text(

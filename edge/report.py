@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
 
 import click
@@ -10,7 +9,7 @@ import msgspec
 
 from edge.advice import Advice
 from edge.measurements import LayerTimes, Point
-from edge.table import MAX_COLUMNS, mebibytes, number, percent, table
+from edge.table import mebibytes, number, percent, table, wrapped
 
 TOP_LAYERS = 15
 
@@ -123,11 +122,6 @@ def advice_lines(advice: tuple[Advice, ...]) -> str:
 def print_json(value: object) -> None:
     """Print on standard output, for programs."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1))
-
-
-def wrapped(line: str, *, indent: str = "") -> str:
-    """Return a line broken at 80 columns."""
-    return "\n".join(textwrap.wrap(line, MAX_COLUMNS, subsequent_indent=indent)) or line
 
 
 def _failures(point: Point) -> str:

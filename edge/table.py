@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 MAX_COLUMNS = 80
@@ -59,3 +60,8 @@ def percent(share: float | None) -> str:
 def mebibytes(size: int | None) -> str:
     """Return bytes in MiB, "-" for None."""
     return "-" if size is None else f"{size / (1 << 20):,.0f}"
+
+
+def wrapped(line: str, *, indent: str = "") -> str:
+    """Return a line broken at MAX_COLUMNS."""
+    return "\n".join(textwrap.wrap(line, MAX_COLUMNS, subsequent_indent=indent)) or line

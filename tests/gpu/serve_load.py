@@ -5,18 +5,19 @@ python -m tests.gpu.serve_load FOLDER MODEL BUNDLE_FOLDER PRECISION
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from edge.agent_process import agent_process
+from edge.load_client import Load, run_load_in_child
+from edge.oip_client import infer_request
 from edge.tensorrt_library import load_tensorrt
 from edge.trt_session import TrtSession
-from tests.bench_client import binary_request
 from tests.gpu.shapes import MODELS
 
 SECONDS = 5.0
@@ -46,7 +47,7 @@ def main(folder: Path, name: str, where: Path, precision: str) -> None:
     with agent_process(where, flags, timeout_s=START_TIMEOUT_S) as (url, _):
         for rows, connections, clients in LOADS:
             feeds = {s.name: np.ascontiguousarray(arrays[s.name][:rows]) for s in interface.inputs}
-            report(url, binary_request(name, feeds), rows, connections, clients, best)
+            report(url, infer_request(name, feeds).whole(), rows, connections, clients, best)
 
 
 def runs_per_second(session: TrtSession, feeds: dict[str, np.ndarray]) -> float:
@@ -64,31 +65,23 @@ def report(
     url: str, request: bytes, rows: int, connections: int, clients: int, best: float
 ) -> None:
     host, port = url.removeprefix("http://").split(":")
-    each = str(connections // clients)
-    command = [sys.executable, "-m", "tests.bench_client", host, port, each, str(SECONDS)]
     smi = subprocess.Popen(
         ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms",
          "250"],
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    processes = [
-        subprocess.Popen([*command, str(TOLERANCE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(clients)
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(request)
-        process.stdin.close()
-    figures = []
-    for process in processes:
-        assert process.stdout is not None
-        figures.append(json.loads(process.stdout.read()))
-        process.wait()
+    load = Load(
+        host=host, port=int(port), requests=(request,), seconds=SECONDS,
+        connections=connections // clients, tolerance=TOLERANCE,
+    )  # fmt: skip
+    with ThreadPoolExecutor(clients) as pool:
+        outcomes = list(pool.map(run_load_in_child, [load] * clients))
     smi.terminate()
     busy = [int(line) for line in smi.communicate()[0].split() if line.isdigit()][2:]
-    rps = sum(f["rps"] for f in figures)
-    p50, p99 = (max(f[key] for f in figures) for key in ("p50_ms", "p99_ms"))
-    wrong = sum(int(f["wrong"]) for f in figures)
+    rps = sum(outcome.in_time for outcome in outcomes) / SECONDS
+    found = [outcome.latency[200] for outcome in outcomes]
+    p50, p99 = (max(getattr(f, key) or f.max_ms for f in found) for key in ("p50_ms", "p99_ms"))
+    wrong = sum(outcome.wrong for outcome in outcomes)
     print(
         f"agent, {rows} rows a request, {connections} connections: {rps:.0f} requests/s, "
         f"{rows * rps:.0f} rows/s ({rows * rps / best:.2f} of the engine's best), "
