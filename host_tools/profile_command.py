@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from host_tools.terminal import print_json, say
+from host_tools.terminal import print_json
 
 
 @click.command()
@@ -26,7 +26,6 @@ def profile(source: str, rows: int, runs: int, threads: int | None, as_json: boo
     from edge.report import advice_lines, layer_tables
     from host_tools.torch_profile import profile_source
 
-    say(f"{source}: {runs} runs, then {runs} under the profiler")
     times = profile_source(source, rows=rows, runs=runs, threads=threads)
     advice = advise(Measurements(profile=times))
     if as_json:

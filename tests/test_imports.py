@@ -1,6 +1,8 @@
 """Who may import whom, what may load when, how long a module may be, and what is shipped."""
 
 import ast
+import configparser
+import importlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from edge.framework import GROUP
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("edge", "calibration", "host_tools")
@@ -265,3 +269,11 @@ def test_the_wheel_holds_the_unit_and_the_type_markers(wheel):
     unit = (REPOSITORY / "systemd/edge-agent.service").read_bytes()
     assert wheel.read("edge/edge-agent.service") == unit
     assert {f"{room}/py.typed" for room in ROOMS} <= set(wheel.namelist())
+
+
+def test_the_wheel_offers_torch_to_the_device_package_as_a_framework(wheel):
+    (name,) = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
+    declared = configparser.ConfigParser()
+    declared.read_string(wheel.read(name).decode())
+    module, _, attribute = declared[GROUP]["torch"].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
