@@ -70,7 +70,7 @@ def _of_tensorrt(
         rows=_rows(feeds),
         runs=runs,
         run_ms=run_ms,
-        layers=layers_of_runs(session, feeds, runs=runs, module=library.module),
+        layers=layers_of_runs(session, feeds, runs=runs, trt=library.module),
         backend=variant.backend,
     )
 

@@ -13,17 +13,15 @@ from edge.trt_session import TrtSession
 _UNKNOWN = "?"
 
 
-def layers_of_runs(
-    session: TrtSession, feeds: Feeds, *, runs: int, module: Any
-) -> tuple[Layer, ...]:
+def layers_of_runs(session: TrtSession, feeds: Feeds, *, runs: int, trt: Any) -> tuple[Layer, ...]:
     """Return every layer with the mean time it took in a run, in the order of the engine.
 
-    module: tensorrt or tensorrt_rtx, which made the session.
+    trt: the module tensorrt or tensorrt_rtx, which made the session.
     """
 
-    class Profiler(module.IProfiler):  # type: ignore[misc] # untyped
+    class Profiler(trt.IProfiler):  # type: ignore[misc] # untyped
         def __init__(self) -> None:
-            module.IProfiler.__init__(self)
+            trt.IProfiler.__init__(self)
             self.total_ms: dict[str, float] = defaultdict(float)
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:

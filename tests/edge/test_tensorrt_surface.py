@@ -25,7 +25,7 @@ BINDINGS = REPOSITORY / "build" / "tensorrt-bindings"
 VERSIONS = ("8.6.1", "10.3.0", "10.13.3.9", "11.4.0.106")
 MODULES = (
     "engine_builder", "engine_child", "tensorrt_library",
-    "trt_engine", "trt_outputs", "trt_session",
+    "trt_engine", "trt_layers", "trt_outputs", "trt_session",
 )  # fmt: skip
 # What our variables hold, by the name that the code gives them; "" is the module itself.
 CLASS_FROM_NAME = {
@@ -52,7 +52,8 @@ CLASS_FROM_NAME = {
 OURS = {
     "trt_session": {"engine", "_engine", "context"},
     "engine_child": {"engine"},
-    "trt_engine": {"context.shapes", "context.handle", "layer", "shapes"},
+    "trt_layers": {"layer"},
+    "trt_engine": {"context.bank", "context.shapes", "context.handle", "layer", "shapes"},
 }
 LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin", "libnvparsers")
 STUB = """
@@ -193,7 +194,8 @@ def test_the_walk_sees_the_calls_that_matter() -> None:
         "Builder", "Runtime", "OnnxParser", "ILogger", "IExecutionContext.execute_async_v3",
         "IExecutionContext.set_tensor_address", "ICudaEngine.get_tensor_profile_shape",
         "IBuilderConfig.set_memory_pool_limit", "Builder.build_serialized_network",
-        "OnnxParser.parse_from_file", "ILogger.Severity.ERROR",
+        "OnnxParser.parse_from_file", "ILogger.Severity.ERROR", "IProfiler.__init__",
+        "IExecutionContext.profiler",
     } <= names  # fmt: skip
     assert len(names) > 50
 

@@ -32,7 +32,7 @@ def main(folder: Path, batch: int, items: list[str]) -> None:
         feeds = {s.name: np.ascontiguousarray(arrays[s.name][:batch]) for s in interface.inputs}
         for _ in range(10):
             session.run(feeds)
-        layers = layers_of_runs(session, feeds, runs=RUNS, module=library.module)
+        layers = layers_of_runs(session, feeds, runs=RUNS, trt=library.module)
         times = LayerTimes(
             where=item, source="IProfiler", rows=batch, runs=RUNS, layers=layers, backend="trt",
             run_ms=sum(layer.mean_ms for layer in layers),

@@ -18,6 +18,7 @@ from edge.errors import InputError, ModelError
 from edge.session import Session
 from edge.spec import Profile, ShapeRange, StatePair, TensorSpec
 from edge.tensorrt_library import TensorRT, load_tensorrt
+from edge.trt_layers import layers_of_runs
 from edge.trt_session import GRAPH_AT_RUN, MAX_PLANS, TrtSession
 from tests.models import (
     AFFINE_INPUTS,
@@ -315,4 +316,20 @@ def test_a_build_tells_its_progress_and_counts_its_layers(
     session = opened(library, plan)
     assert sum(session.layers().values()) > 0
     assert session.memory_bytes >= 0
+    session.close()
+
+
+def test_layers_are_timed_past_a_graph_and_the_answers_stay_right(
+    library: TensorRT, plan: bytes
+) -> None:
+    session, x = opened(library, plan), np.ones((2, 4), np.float32)
+    for _ in range(GRAPH_AT_RUN + 1):
+        session.run({"x": x})
+    layers = layers_of_runs(session, {"x": x}, runs=5, trt=library.module)
+    assert layers
+    assert all(layer.mean_ms > 0 for layer in layers)
+    assert {layer.name for layer in layers} & {
+        str(layer.get("Name")) for layer in session.layer_details()
+    }
+    np.testing.assert_allclose(session.run({"x": x})["y"], affine(x)["y"], rtol=1e-6)
     session.close()
