@@ -106,14 +106,17 @@ class Inference:
 
     def enter(self, served: ServedModel) -> None:
         """Count a request in; raises QueueFullError if there are too many."""
-        name, most = served.model.name, self._max_waiting + served.worker.max_batch_rows
         with self._counting:
-            inside = self._inside.get(name, 0)
-            if inside >= most:
-                raise QueueFullError(
-                    f"{most} requests for model {name!r} are being answered already; retry later"
-                )
-            self._inside[name] = inside + 1
+            self.check_room(served)
+            self._inside[served.model.name] = self._inside.get(served.model.name, 0) + 1
+
+    def check_room(self, served: ServedModel) -> None:
+        """Raise QueueFullError if one more request would be too many now."""
+        name, most = served.model.name, self._max_waiting + served.worker.max_batch_rows
+        if self._inside.get(name, 0) >= most:
+            raise QueueFullError(
+                f"{most} requests for model {name!r} are being answered already; retry later"
+            )
 
     def leave(self, served: ServedModel) -> None:
         """Count a request out."""
@@ -206,6 +209,23 @@ class InferHandler:
         self.loop = loop
         self.helpers = Pool(HELPERS, "infer")
         self._otherwise = otherwise
+
+    def admit(self, method: str, path: str) -> HttpAnswer | None:
+        """Refuse what needs no body to be refused: an unknown model, or a full one."""
+        route = Route.of(method, path)
+        if route is None:
+            return self._otherwise.admit(method, path)
+        serving, served = self.inference.serving, None
+        try:
+            served = serving.served_model(route.name, route.version)
+            self.inference.check_room(served)
+        except EdgeError as error:
+            if served is not None:
+                served.record_error(error.code, total_s=0.0)
+            answer = answer_from_error(error)
+            serving.metrics.record_response(answer.status)
+            return answer
+        return None
 
     def __call__(
         self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]

@@ -40,6 +40,7 @@ EDGE_LAYERS = (
     {
         "devices",
         "errors",
+        "http_limits",
         "installed",
         "latency",
         "notify",
@@ -49,6 +50,7 @@ EDGE_LAYERS = (
         "wsgi_environ",
     },
     {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer"},
+    {"http_request"},
     {"http_connection", "onnxruntime_library", "spec"},
     {"classes", "http_server", "images"},
     {"cuda_library", "manifest", "oip_json", "session", "tensorrt_library", "trust"},
