@@ -136,6 +136,23 @@ class InferHandler:
         self.helpers = Pool(HELPERS, "infer")
         self._otherwise = otherwise
 
+    def admit(self, method: str, path: str) -> HttpAnswer | None:
+        """Refuse what needs no body to be refused: an unknown model, or a full one."""
+        route = Route.of(path)
+        if route is None or method != "POST":
+            return self._otherwise.admit(method, path)
+        serving, served = self.inference.serving, None
+        try:
+            served = serving.served_model(route.name, route.version)
+            served.places.check()
+        except EdgeError as error:
+            if served is not None:
+                served.record_error(error.code, total_s=0.0)
+            answer = answer_from_error(error)
+            serving.metrics.record_response(answer.status)
+            return answer
+        return None
+
     def __call__(
         self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
     ) -> Cancel | None:

@@ -40,6 +40,7 @@ EDGE_LAYERS = (
     {
         "devices",
         "errors",
+        "http_limits",
         "installed",
         "latency",
         "notify",
@@ -50,6 +51,7 @@ EDGE_LAYERS = (
         "wsgi_environ",
     },
     {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer", "places"},
+    {"http_request"},
     {"http_connection", "onnxruntime_library", "spec"},
     {"classes", "http_server", "images", "tensor_bytes", "warm_up"},
     {
