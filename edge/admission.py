@@ -86,6 +86,8 @@ class Admission:
             return Need(size=seen, source="as it took here before")
         if variant.engine is not None and variant.engine.memory_bytes:
             return Need(size=variant.engine.memory_bytes, source="as measured when it was built")
+        if variant.memory_bytes:
+            return Need(size=variant.memory_bytes, source="as measured when it was packed")
         files = sum(manifest.artifact(path).size for path in variant.files)
         return Need(size=files, source="its files alone, as it was never measured")
 
