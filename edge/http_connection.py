@@ -180,6 +180,7 @@ class Connection(asyncio.Protocol):
         if cancel is not None:
             cancel()
         self._rules.on_close(self)
+        del self._parser  # it holds our methods: together they would wait for the collector
 
     # The parser's side.
 
