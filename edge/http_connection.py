@@ -147,6 +147,7 @@ class Connection(asyncio.Protocol):
         """Let go of whatever was being made for the client."""
         self._drop_all()
         self._rules.on_close(self)
+        del self._parser  # it holds our methods: together they would wait for the collector
 
     # The parser's side.
 
