@@ -81,7 +81,7 @@ class Admission:
         self._seen[key] = max(memory_bytes, self._seen.get(key, 0))
 
     def _need(self, manifest: Manifest, variant: Variant) -> Need:
-        """Return the largest of what is known: here it may have used memory that was free anyway."""
+        """Return the largest of what is known: opening may have used memory that was freed."""
         engine = variant.engine.memory_bytes if variant.engine is not None else 0
         files = sum(manifest.artifact(path).size for path in variant.files)
         known = (
