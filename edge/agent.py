@@ -26,6 +26,7 @@ from edge.loading import Loader
 from edge.notify import Notifier
 from edge.preparing import Prepare
 from edge.probes import ProbeChain, PsutilProbe
+from edge.recorder import Recorder
 from edge.serving import Serving
 from edge.trust import trusted_keys_in
 
@@ -103,7 +104,15 @@ class Agent:
         )
         loop = Loop()
         app = AppHandler(create_app(inference, max_body_bytes=config.max_body_bytes), loop)
-        handler = InferHandler(inference, loop, app)
+        handler = Recorder(
+            InferHandler(inference, loop, app),
+            loop,
+            is_allowed=config.allow_capture,
+            input_names=lambda: {spec.name for m in bundle.manifest.models for spec in m.inputs},
+            max_body_bytes=config.max_body_bytes,
+            count=serving.metrics.record_response,
+            clock=clock,
+        )
         server = HttpServer.open(
             handler,
             loop,
