@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from edge.errors import CaptureError, StorageError, first_line
+from edge.errors import CaptureError, StorageError
 
 if TYPE_CHECKING:
     from edge.capture_file import Capture
@@ -180,7 +180,7 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
     except FileExistsError as error:
         raise StorageError(f"{path} exists already; give another name, or remove it") from error
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {first_line(error)}") from error
+        raise StorageError(f"cannot write {path}: {_reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -232,7 +232,11 @@ def _read(file: Path) -> Capture:
         with file.open("rb") as reader:
             return read_capture(reader)
     except OSError as error:
-        raise StorageError(f"cannot read {file}: {first_line(error)}") from error
+        raise StorageError(f"cannot read {file}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def _summary(file: Path) -> str:

@@ -145,10 +145,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of whatever was being made for the client."""
-        cancel, self._cancel = self._cancel, None
         self._drop_all()
-        if cancel is not None:
-            cancel()
         self._rules.on_close(self)
 
     # The parser's side.
@@ -344,11 +341,15 @@ class Connection(asyncio.Protocol):
             self._transport.writelines([head, answer.body])
 
     def _drop_all(self) -> None:
+        """Let go of every request; nobody will hear the answer to the one under way."""
+        cancel, self._cancel = self._cancel, None
         for request in (self._answering, self._arriving, *self._waiting):
             if request is not None:
                 self._drop(request)
         self._answering, self._arriving, self._offered = None, None, None
         self._waiting.clear()
+        if cancel is not None:
+            cancel()
 
     def _drop(self, request: ArrivingRequest) -> None:
         self._rules.arriving.give_back(request.taken)
