@@ -1,4 +1,4 @@
-"""The command line of the device: `edge-agent serve | verify | doctor | install-unit`.
+"""The command line of the device: `edge-agent serve | verify | doctor | capture | ...`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge import __version__
+from edge.cli_capture import capture, replay
 from edge.config import (
     CONFIG_KEY,
     DEFAULT_CONFIG_FILE,
@@ -198,6 +199,10 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
         f"then: systemctl status {UNIT_NAME}",
         err=True,
     )
+
+
+cli.add_command(capture)
+cli.add_command(replay)
 
 
 def main() -> None:

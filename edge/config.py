@@ -164,6 +164,12 @@ class AgentConfig:
         default=None,
         metadata=_about("Serve this variant instead of choosing one."),
     )
+    allow_capture: bool = field(
+        default=False,
+        metadata=_about(
+            "Let whoever reaches the agent record what is sent to it, with `edge-agent capture`."
+        ),
+    )
     log_level: LogLevel = field(
         default="info",
         metadata=_about("Least severe level that is logged: debug, info, warning or error."),

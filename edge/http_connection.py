@@ -342,14 +342,15 @@ class Connection(asyncio.Protocol):
             self._transport.writelines([head, answer.body])
 
     def _drop_all(self) -> None:
+        """Let go of every request; nobody will hear the answer to the one under way."""
         cancel, self._cancel = self._cancel, None
-        if cancel is not None:
-            cancel()
         for request in (self._answering, self._arriving, *self._waiting):
             if request is not None:
                 self._drop(request)
         self._answering, self._arriving, self._offered = None, None, None
         self._waiting.clear()
+        if cancel is not None:
+            cancel()
 
     def _drop(self, request: ArrivingRequest) -> None:
         self._rules.arriving.give_back(request.taken)

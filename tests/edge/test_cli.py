@@ -51,7 +51,9 @@ def run(*arguments, environ=None, code="from edge.cli import main; main()"):
     )
 
 
-@pytest.mark.parametrize("verb", [[], ["serve"], ["verify"], ["install-unit"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["serve"], ["verify"], ["install-unit"], ["capture"], ["replay"]]
+)
 def test_help_imports_nothing_heavy(verb):
     done = run(*verb, "--help", code=MODULES_OF_HELP)
     assert done.returncode == 0

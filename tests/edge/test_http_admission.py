@@ -17,6 +17,7 @@ import pytest
 
 from edge.agent import Agent
 from tests.agents import make_config, running_agent
+from tests.edge.test_recorder import wait_until
 from tests.fakes import DEADLINE_S, FakeSession, Gate
 
 INFER = "/v2/models/affine/infer"
@@ -78,12 +79,11 @@ def filled(held: Held, count: int, source: str = "127.0.0.1") -> Iterator[None]:
             with closing(held.http(source)) as connection:
                 return post(connection).status
 
-        asked = [pool.submit(ask) for _ in range(count)]
+        asked = [pool.submit(ask)]
         try:
-            held.gate.wait_entered()
-            pause = threading.Event()
-            while served.worker.queue_depth < count - 1:
-                pause.wait(0.001)
+            held.gate.wait_entered()  # one runs; then the others find the inbox empty
+            asked += [pool.submit(ask) for _ in range(count - 1)]
+            wait_until(lambda: served.worker.queue_depth == count - 1)
             yield
         finally:
             held.gate.open()
@@ -164,9 +164,7 @@ def test_one_address_has_its_limit_and_others_have_theirs(tmp_path: Path) -> Non
             assert (response.status, response.headers["Retry-After"]) == (429, "1")
             waiting = pool.submit(post, other)
             worker = held.agent.serving.served["affine"].worker
-            pause = threading.Event()
-            while worker.queue_depth < 2:  # taken from there, although refused from here
-                pause.wait(0.001)
+            wait_until(lambda: worker.queue_depth == 2)  # taken from there, refused from here
             greedy.request("GET", "/v2/health/ready")
             assert greedy.getresponse().read() == b'{"ready":true}'
         assert waiting.result(DEADLINE_S).status == 200
@@ -179,13 +177,11 @@ def test_one_address_has_its_limit_and_others_have_theirs(tmp_path: Path) -> Non
 def test_a_request_that_never_comes_whole_gives_its_place_back(tmp_path: Path, end: str) -> None:
     with held_agent(tmp_path, max_per_client=1) as held:
         requests = held.agent._server.requests
-        pause = threading.Event()
         with socket.create_connection(("127.0.0.1", held.port), timeout=DEADLINE_S) as client:
             client.sendall(
                 f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab".encode()
             )
-            while not requests.taken:
-                pause.wait(0.001)
+            wait_until(lambda: bool(requests.taken))
             if end == "reset":
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1] + [0] * 7))
                 client.close()
@@ -193,8 +189,7 @@ def test_a_request_that_never_comes_whole_gives_its_place_back(tmp_path: Path, e
                 client.shutdown(socket.SHUT_WR)
             else:
                 client.sendall(b"cdefgh")
-            while requests.taken:
-                pause.wait(0.001)
+            wait_until(lambda: not requests.taken)
         with closing(held.http()) as connection:
             assert post(connection).status == 200
 
@@ -221,6 +216,5 @@ def test_one_address_cannot_take_all_connections(tmp_path: Path) -> None:
         assert post(other).status == 200
         assert post(ours[0]).status == 200
         stack.pop_all().close()
-        pause, connections = threading.Event(), held.agent._server.connections
-        while connections.taken:
-            pause.wait(0.001)
+        connections = held.agent._server.connections
+        wait_until(lambda: not connections.taken)

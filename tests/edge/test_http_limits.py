@@ -234,3 +234,16 @@ def test_without_a_limit_nothing_is_counted() -> None:
 )
 def test_a_client_is_an_ipv4_address_or_an_ipv6_network(address: str, client: str) -> None:
     assert client_from_address(address) == client
+
+
+def test_a_request_whose_answer_nobody_will_get_is_cancelled_once() -> None:
+    machine = Clients()
+    machine.connect(CLIENTS[0])
+    whole = PIECES[0]
+    machine.send(0, whole, len(whole))
+    (reply,) = machine.handler.waiting
+    machine.send(0, b"\0", 1)  # no HTTP: the connection ends, and with it the request before
+    assert machine.handler.waiting == []
+    reply(HttpAnswer(status=200, body=b"{}"))
+    assert b"200" not in machine.wires[0].sent
+    machine.teardown()
