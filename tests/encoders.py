@@ -11,8 +11,6 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge import manifest as m
-from edge.detections import Detection
-from edge.images import ImagePreprocessing
 from edge.spec import Profile, ShapeRange, TensorSpec
 from edge.text import TextPreprocessing
 from tests.bundles import affine_parts, golden_tensors
@@ -125,61 +123,3 @@ def encoder_parts(**changes: object) -> tuple[m.Manifest, dict[str, bytes]]:
         embedding="embedding",
     )
     return replace(manifest, models=(replace(model, **changes),)), files  # type: ignore[arg-type]
-
-
-SIDE = 16
-STEPS = ImagePreprocessing(input="x", height=SIDE, width=SIDE, fit="letterbox", pad=0)
-
-
-def detector_parts(labels: tuple[str, ...]) -> tuple[m.Manifest, dict[str, bytes]]:
-    """Return a bundle whose "detector" 1 finds boxes that are written in the image itself.
-
-    Every pixel of the first row, read from red, green and blue, is a value of a box: rows of
-    4 + classes values in the order of pixels, as fractions of 1; boxes in fractions of the sides.
-    """
-    columns = 4 + len(labels)
-    count = SIDE // columns
-    model = model_from_nodes(
-        [
-            helper.make_node("Slice", ["x", "from", "to", "axes"], ["row"]),
-            helper.make_node("Reshape", ["row", "shape"], ["y"]),
-        ],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", count, columns])],
-        {
-            "from": np.array([0, SIDE // 2, 0]),
-            "to": np.array([1, SIDE // 2 + 1, count * columns]),
-            "axes": np.array([1, 2, 3]),
-            "shape": np.array([0, count, columns]),
-        },
-    )
-    manifest, _ = affine_parts()
-    files = {"detector/fp32.onnx": model.SerializeToString()}
-    x = np.random.default_rng(0).uniform(size=(1, 3, SIDE, SIDE)).astype(np.float32)
-    y = x[:, 0, SIDE // 2, : count * columns].reshape(1, count, columns)
-    bounds = ShapeRange(min=x.shape, opt=x.shape, max=(4, *x.shape[1:]))
-    served = replace(
-        manifest.models[0],
-        name="detector",
-        inputs=(TensorSpec(name="x", datatype="FP32", shape=("batch", 3, SIDE, SIDE)),),
-        outputs=(TensorSpec(name="y", datatype="FP32", shape=("batch", count, columns)),),
-        profile=Profile(ranges={"x": bounds}),
-        variants=(
-            m.Variant(id="fp32", backend="ort", precision="fp32", files=("detector/fp32.onnx",)),
-        ),
-        preferences=(m.Preference(backend="ort", variant="fp32", why="it is the only one"),),
-        golden=m.Golden(
-            cases=(
-                m.GoldenCase(
-                    inputs=golden_tensors("detector/in", {"x": x}, files),
-                    outputs=golden_tensors("detector/out", {"y": y}, files),
-                ),
-            ),
-            tolerance={"fp32": 1e-5},
-        ),
-        image=STEPS,
-        detection=Detection(
-            boxes="y", scores="y", unit="fraction", labels=labels, iou_threshold=0.5
-        ),
-    )
-    return replace(manifest, models=(served,)), files
