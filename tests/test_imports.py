@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # Rooms and libraries that a room never imports, not even inside a function.
 FORBIDDEN = {
-    "edge": {"calibration", "host_tools", "tests", "onnx", "torch", "transformers", "tokenizers"},
+    "edge": {"calibration", "host_tools", "tests", "onnx", "torch", "transformers"},
     "calibration": {"host_tools", "tests", "torch", "tensorrt", "tensorrt_rtx", "pycuda"},
     "host_tools": {"tests"},
 }
@@ -51,16 +51,18 @@ EDGE_LAYERS = (
     },
     {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer", "places"},
     {"http_connection", "onnxruntime_library", "spec"},
-    {"classes", "http_server", "images", "warm_up"},
+    {"classes", "http_server", "images", "text", "warm_up"},
+    {"detections"},
     {"cuda_library", "manifest", "oip_json", "session", "tensorrt_library", "trust"},
     {"batching", "bundle", "engine_builder", "metrics", "oip", "ort_session", "sealed"},
     {"engine_cache", "inbox", "self_test", "staging", "trt_outputs", "target", "unit"},
-    {"matching", "trt_tensors", "worker"},
+    {"asked", "matching", "trt_tensors", "worker"},
     {"choice", "replicas", "trt_engine"},
     {"serving", "trt_session"},
     {"engine_child"},
     {"engine_process", "extensions", "predict", "telemetry"},
-    {"admission", "infer"},
+    {"admission", "embeddings"},
+    {"infer"},
     {"engine_job", "preparing"},
     {"loading"},
     {"repository"},
