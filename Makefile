@@ -7,13 +7,14 @@ VENV310 := .venv310
 BIN := $(VENV)/bin
 
 # Every peer has a venv of its own: their requirements exclude each other.
-PEERS := mlserver litserve fastapi modelopt alibi-detect
+PEERS := mlserver litserve fastapi modelopt alibi-detect schemathesis
 PEER_mlserver := mlserver==1.7.1
 PEER_litserve := litserve==0.2.19
 PEER_fastapi := fastapi==0.165.0 uvicorn[standard]==0.54.0 flask==3.1.3 waitress==3.0.2 onnxruntime==1.31.1
 # With the torch of constraints.txt: a newer one brings gigabytes of CUDA.
 PEER_modelopt := nvidia-modelopt[onnx]==0.47.0 torch==2.13.0
 PEER_alibi-detect := alibi-detect==0.13.0
+PEER_schemathesis := schemathesis==4.32.5 hypothesis==6.170.15
 
 SERVING_PEERS := mlserver litserve fastapi
 
@@ -34,8 +35,8 @@ define make_venv
 	$(1) -m venv --without-pip $(2) && $(1) -m pip --python $(2)/bin/python install -qq pip; fi
 endef
 
-.PHONY: help venv quickstart test test-py310 test-surface test-gpu lint peers docs
-.PHONY: bench-minilm bench-calibration bench-serving bench-gpu clean
+.PHONY: help venv quickstart test test-py310 test-surface test-openapi test-gpu lint peers docs
+.PHONY: bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -62,6 +63,9 @@ test-py310: ## Run the tests of edge/ on Python 3.10, if there is one.
 test-surface: $(VENV)/.stamp build/tensorrt-bindings/.stamp ## Check what we call against four generations of TensorRT.
 	$(BIN)/python -m pytest -m surface tests/edge/test_tensorrt_surface.py $(ARGS)
 
+test-openapi: $(VENV)/.stamp .peers/schemathesis/.stamp ## Try 3,500 requests made from OpenAPI documents (2 minutes).
+	$(BIN)/python -m tests.openapi_cases .peers/schemathesis/bin/python
+
 test-gpu: ## Run the tests that need a GPU, with the TensorRT of $(PYTHON).
 	$(PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
@@ -83,9 +87,9 @@ lint: $(VENV)/.stamp ## Check style, types and the import table.
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
-peers: $(PEERS:%=.peers/%/.stamp) ## Install the benchmark peers, each into .peers/NAME.
+peers: $(PEERS:%=.peers/%/.stamp) ## Install benchmark peers and judges, each into .peers/NAME.
 
-docs: $(VENV)/.stamp ## Write docs/reference.md from the code.
+docs: $(VENV)/.stamp ## Write docs/reference.md and docs/openapi.json from the code.
 	$(BIN)/python docs/generate_reference.py
 
 bench-minilm: $(VENV)/.stamp ## Measure the sentence encoder of BENCHMARKS.md (2 minutes).
@@ -109,6 +113,12 @@ bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the 
 	$(BIN)/python -m tests.minilm build/minilm
 	$(BIN)/python -m tests.bench_batching build/minilm/bundle build/minilm/keys
 	$(BIN)/python -m tests.bench_overload build/minilm/bundle build/minilm/keys
+
+soak-serving: $(VENV)/.stamp ## Serve good, bad, slow and vanishing clients at once (ARGS=MINUTES, 20).
+	$(BIN)/python -m tests.soak_serving $(ARGS)
+
+clients-400: $(VENV)/.stamp ## Serve 400 clients for a minute; each checks its answers (ARGS=SECONDS).
+	$(BIN)/python -m tests.clients_400 $(ARGS)
 
 clean: ## Remove what make made.
 	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out

@@ -62,6 +62,7 @@ EXTRAS = {
         "openai>=2",
         "pytest>=8",
         "ruff>=0.6",
+        "scipy>=1.10",
         f"tensorrt-rtx>=1.7; {X86}",
         "tritonclient[http]>=2.45",
     ],

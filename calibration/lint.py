@@ -110,6 +110,17 @@ def _opset(graph: _Graph) -> Iterator[Finding]:
         )
 
 
+def _strings(graph: _Graph) -> Iterator[Finding]:
+    for value in (*graph.model.graph.input, *graph.model.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.STRING:
+            yield _error(
+                "strings",
+                graph.model.graph.name,
+                f"tensor {value.name!r} holds strings, which TensorRT does not have; serve the "
+                "model with ONNX Runtime",
+            )
+
+
 def _unknown_operators(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes:
         if node.domain not in {"", "ai.onnx"}:
@@ -276,6 +287,6 @@ def _few_channels(graph: _Graph) -> Iterator[Finding]:
 
 
 _RULES: tuple[Callable[[_Graph], Iterator[Finding]], ...] = (
-    _opset, _unknown_operators, _zero_points, _scales, _stored_weights, _halves,
-    _between_conv_and_relu, _float_by_nature, _sums, _shared_scales, _few_channels,
+    _opset, _strings, _unknown_operators, _zero_points, _scales, _stored_weights,
+    _halves, _between_conv_and_relu, _float_by_nature, _sums, _shared_scales, _few_channels,
 )  # fmt: skip

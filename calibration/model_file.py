@@ -40,6 +40,7 @@ _DATATYPE_FROM_ONNX: dict[int, Datatype] = {
     TensorProto.FLOAT16: "FP16",
     TensorProto.FLOAT: "FP32",
     TensorProto.DOUBLE: "FP64",
+    TensorProto.STRING: "BYTES",
 }
 _T = TypeVar("_T")
 

@@ -12,6 +12,7 @@ from calibration.errors import GraphError
 from edge.errors import first_line
 from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors
 from edge.spec import AnyArray, Feeds
+from edge.tensor_bytes import tensor_from_strings, text_from_tensor
 
 
 class Runner:
@@ -38,14 +39,18 @@ class Runner:
 
     def run(self, feeds: Feeds) -> dict[str, AnyArray]:
         """Return every graph output; raises GraphError naming the shapes that failed."""
+        fed = {n: text_from_tensor(n, x) if x.dtype.hasobject else x for n, x in feeds.items()}
         try:
-            values = self._session.run(None, dict(feeds))
+            values = self._session.run(None, fed)
         except onnxruntime_errors() as error:
             shapes = (f"{name}={'x'.join(map(str, x.shape))}" for name, x in feeds.items())
             raise GraphError(
                 f"ONNX Runtime fails at {', '.join(shapes)}: {first_line(error)}"
             ) from error
-        return dict(zip(self.output_names, values, strict=True))
+        return {
+            name: tensor_from_strings(value) if value.dtype.hasobject else value
+            for name, value in zip(self.output_names, values, strict=True)
+        }
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -19,6 +19,7 @@ from calibration.errors import CalibrationError
 from edge.errors import UsageError, first_line
 from edge.files import CHUNK_BYTES, sha256_of
 from edge.spec import AnyArray, Feeds
+from edge.tensor_bytes import bytes_from_tensor, tensor_from_strings
 
 LABELS = "labels"
 MAX_LABELS = 10_000_000
@@ -43,7 +44,7 @@ class NpzSamples:
     """Arrays of one or several .npz files: one array per input, axis 0 counts the samples.
 
     Rows are streamed out of the archive; shapes may differ from file to file, never inside one.
-    An array named "labels" is not an input.
+    An array named "labels" is not an input. Text, an array of dtype str or bytes, is read as BYTES.
     """
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
@@ -125,7 +126,7 @@ class IteratedSamples:
                 for name in sorted(feeds):
                     rows = np.ascontiguousarray(feeds[name])
                     digest.update(f"{name} {rows.dtype.str} {rows.shape}".encode())
-                    digest.update(rows.data)
+                    digest.update(bytes_from_tensor(rows) if rows.dtype.hasobject else rows.data)
             self._facts = count, digest.hexdigest()
         return self._facts
 
@@ -213,7 +214,7 @@ def _rows(
             content = file.read(rows * row_bytes)
             if len(content) != rows * row_bytes:
                 raise CalibrationError(f"{path}: array {name!r} ends early; write the file again")
-            yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
+            yield tensor_from_strings(np.frombuffer(content, dtype).reshape(rows, *shape[1:]))
 
 
 def _skip(file: IO[bytes], count: int) -> None:
@@ -235,7 +236,10 @@ def _header(file: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...], np
         reason = first_line(error)
         raise CalibrationError(f"{path}: array {name!r} is not a numpy array: {reason}") from error
     if dtype.hasobject:
-        raise CalibrationError(f"{path}: array {name!r} holds Python objects; save numbers")
+        raise CalibrationError(
+            f"{path}: array {name!r} holds Python objects; save numbers, or "
+            "text as a numpy array of dtype str"
+        )
     if fortran and len(shape) > 1:
         raise CalibrationError(
             f"{path}: array {name!r} is in Fortran order; save numpy.ascontiguousarray of it"

@@ -1,6 +1,6 @@
-"""Write docs/reference.md from the code: commands, configuration, error codes, metrics.
+"""Write docs/reference.md and docs/openapi.json from the code.
 
-python docs/generate_reference.py; a test fails when the file is not what this would write.
+python docs/generate_reference.py; tests fail when a file is not what this would write.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import click
 import calibration
 import edge
 import host_tools
+from edge import openapi
 from edge.choice import REFUSAL_CODES
 from edge.cli import cli as agent_cli
 from edge.config import AgentConfig
@@ -27,6 +28,7 @@ from edge.statistics import ModelStatistics
 from host_tools.cli import cli as kit_cli
 
 REFERENCE = Path(__file__).with_name("reference.md")
+OPENAPI = Path(__file__).with_name("openapi.json")
 
 
 def render() -> str:
@@ -148,3 +150,4 @@ def _subclasses(kind: type[EdgeError]) -> Iterator[type[EdgeError]]:
 
 if __name__ == "__main__":
     REFERENCE.write_text(render(), encoding="utf-8")
+    OPENAPI.write_bytes(openapi.encoded())

@@ -118,6 +118,8 @@ class Agent:
             host=config.host,
             port=config.port,
             max_body_bytes=config.max_body_bytes,
+            max_per_client=config.max_per_client,
+            max_connections_per_client=config.max_connections_per_client,
             on_refusal=serving.metrics.record_response,
             clock=clock,
         )

@@ -14,11 +14,13 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from edge import __version__, embeddings
+from edge import __version__, embeddings, openapi
 from edge.errors import EdgeError, InputError
 from edge.extensions import (
     EXTENSIONS,
     PLATFORM_FROM_BACKEND,
+    ChangeRequest,
+    IndexRequest,
     backend_of,
     model_config,
     model_stats,
@@ -40,14 +42,6 @@ from edge.telemetry import report_from_serving
 SERVER_NAME = "edge-agent"
 
 logger = logging.getLogger(__name__)
-
-
-class _IndexRequest(msgspec.Struct, frozen=True):
-    ready: bool = False
-
-
-class _ChangeRequest(msgspec.Struct, frozen=True):
-    parameters: dict[str, Any] = {}
 
 
 def create_app(
@@ -113,7 +107,7 @@ def create_app(
     def index() -> Response:
         body = request.get_data(cache=False)
         try:
-            asked = msgspec.json.decode(body or b"{}", type=_IndexRequest)
+            asked = msgspec.json.decode(body or b"{}", type=IndexRequest)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise InputError(f'the body is not {{"ready": true or false}}: {error}') from error
         return _json(repository_index(serving, ready_only=asked.ready))
@@ -140,6 +134,9 @@ def create_app(
     def metrics() -> Response:
         return Response(serving.metrics.exposition(), content_type=METRICS_CONTENT_TYPE)
 
+    def openapi_document() -> Response:
+        return Response(openapi.encoded(), content_type="application/json")
+
     def telemetry() -> Response:
         return _json(report_from_serving(serving, now=clock()))
 
@@ -160,6 +157,7 @@ def create_app(
         ("/v1/models/<name>", encoder),
         ("/metrics", metrics),
         ("/telemetry", telemetry),
+        (openapi.OPENAPI_PATH, openapi_document),
     ):
         app.add_url_rule(rule, view_func=view, methods=["GET"], strict_slashes=False)
     # The specification's OpenAPI file has this spelling as well.
@@ -200,7 +198,7 @@ def _register_errors(app: Flask, max_body_bytes: int) -> None:
 def _check_change(body: bytes) -> None:
     """Raise InputError for a load or unload that wants what a signed bundle cannot give."""
     try:
-        asked = msgspec.json.decode(body or b"{}", type=_ChangeRequest)
+        asked = msgspec.json.decode(body or b"{}", type=ChangeRequest)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise InputError(f'the body is not {{"parameters": {{...}}}}: {error}') from error
     given = sorted(set(asked.parameters) - {"unload_dependents"})

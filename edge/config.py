@@ -62,6 +62,24 @@ class AgentConfig:
         default=64 << 20,
         metadata=_about("Largest request body.", low=1024, high=(1 << 31) - 1),
     )
+    max_per_client: int | None = field(
+        default=None,
+        metadata=_about(
+            "Requests that one client address may have here at a time, but for GET; more are "
+            "refused with status 429. Unset: no limit, as clients behind one proxy share an "
+            "address.",
+            low=1,
+            high=4096,
+        ),
+    )
+    max_connections_per_client: int | None = field(
+        default=None,
+        metadata=_about(
+            "Connections that one client address may have; unset: as many as the agent takes.",
+            low=1,
+            high=4096,
+        ),
+    )
     queue_size: int = field(
         default=64,
         metadata=_about(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from edge.manifest import Backend, Model
 from edge.serving import ServedModel, Serving
 from edge.spec import Datatype, TensorSpec
@@ -23,13 +25,18 @@ _TRITON_BACKEND: dict[Backend, str] = {
     "trt": "tensorrt",
     "trt-rtx": "tensorrt",
 }
-_TYPE_FROM_DATATYPE: dict[Datatype, str] = {
-    datatype: f"TYPE_{datatype}"
-    for datatype in (
-        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
-        "FP32", "FP64",
-    )
-}  # fmt: skip
+
+
+class IndexRequest(msgspec.Struct, frozen=True):
+    """Which models to list."""
+
+    ready: bool = False
+
+
+class ChangeRequest(msgspec.Struct, frozen=True):
+    """How to load or unload; a signed bundle gives nothing to choose."""
+
+    parameters: dict[str, Any] = {}
 
 
 def backend_of(serving: Serving, model: Model) -> Backend:
@@ -120,4 +127,8 @@ def _memory_usage(served: ServedModel) -> list[dict[str, Any]]:
 
 def _tensor(spec: TensorSpec, rows: int) -> dict[str, Any]:
     dims = spec.wire_shape[1:] if rows else spec.wire_shape
-    return {"name": spec.name, "data_type": _TYPE_FROM_DATATYPE[spec.datatype], "dims": dims}
+    return {"name": spec.name, "data_type": _data_type(spec.datatype), "dims": dims}
+
+
+def _data_type(datatype: Datatype) -> str:
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"

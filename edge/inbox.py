@@ -18,6 +18,7 @@ from edge.batching import Extent, Plan
 from edge.errors import DeadlineError, NotReadyError, QueueFullError
 from edge.oip import NORMAL_PRIORITY
 from edge.spec import AnyArray, Feeds
+from edge.tensor_bytes import held_bytes
 
 _FORGOTTEN = 0.05  # of what is known about runs, by each of them
 _SMALLEST_WINDOW_S = 50e-6
@@ -37,7 +38,8 @@ class Answer:
 class Request:
     """One request; deadline: on the inbox's clock, None waits for ever.
 
-    attempts: runs of it that failed; from the first on its answer counts as running.
+    attempts: runs of it that failed; from the first on its answer counts as running. size:
+    bytes of its tensors.
     """
 
     feeds: Feeds
@@ -47,11 +49,10 @@ class Request:
     priority: int = NORMAL_PRIORITY
     attempts: int = 0
     answer: Future[Answer] = field(default_factory=Future)
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        """Bytes of its tensors."""
-        return sum(array.nbytes for array in self.feeds.values())
+    def __post_init__(self) -> None:
+        self.size = sum(map(held_bytes, self.feeds.values()))
 
     @property
     def order(self) -> tuple[int, float]:

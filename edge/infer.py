@@ -34,6 +34,7 @@ from edge.predict import Predictor
 from edge.routes import Kind, Route
 from edge.serving import ServedModel, Serving
 from edge.spec import AnyArray, check_feeds, check_tensor, check_together
+from edge.tensor_bytes import held_bytes
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -151,6 +152,25 @@ class InferHandler:
         self.helpers = Pool(HELPERS, "infer")
         self._otherwise = otherwise
 
+    def admit(self, method: str, path: str) -> HttpAnswer | None:
+        """Refuse what needs no body to be refused: an unknown model, or a full one."""
+        route = Route.of(path)
+        if route is None or method != "POST":
+            return self._otherwise.admit(method, path)
+        if route.name is None:  # the body names it
+            return None
+        serving, served = self.inference.serving, None
+        try:
+            served = serving.served_model(route.name, route.version)
+            served.places.check()
+        except EdgeError as error:
+            if served is not None:
+                served.record_error(error.code, total_s=0.0)
+            answer = answer_from_error(error)
+            serving.metrics.record_response(answer.status)
+            return answer
+        return None
+
     def __call__(
         self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
     ) -> Cancel | None:
@@ -259,7 +279,7 @@ class _Call:
         except CancelledError:
             return
         ended = self._now()
-        size = sum(array.nbytes for array in answer.outputs.values())
+        size = sum(map(held_bytes, answer.outputs.values()))
         self._do(self._encode, asked, answer, ended, elsewhere=size > LARGE_BYTES)
 
     def _encode(self, asked: Asked, answer: Answer, ended: float) -> None:

@@ -23,7 +23,7 @@ from edge.images import ImagePreprocessing
 from edge.spec import Datatype, Profile, TensorSpec
 from edge.text import TextPreprocessing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_ARTIFACTS = 4096
 MAX_COUNT = 2**63 - 1  # of bytes in a file, or values along an axis
@@ -94,7 +94,8 @@ class Variant:
     files: every artifact that must be present, that one first. typed: whether the graph is for a
     TensorRT that takes precision from types alone (10.12 and later, and TensorRT-RTX) or for one
     that takes it from flags; None is both. build_for: devices that it was packed to be built on,
-    for people; any device may.
+    for people; any device may. memory_bytes: for "ort", what a process grows by at most while it
+    opens the graph and runs the profile's largest shape; 0 if it was not measured.
     """
 
     id: str
@@ -105,6 +106,7 @@ class Variant:
     engine: EngineFacts | None = None
     typed: bool | None = None
     build_for: tuple[str, ...] = ()
+    memory_bytes: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,6 +347,8 @@ def _check_batching(model: Model, batching: Batching) -> None:
     _require(is_one, f"model {model.name!r}: batching without a first dimension that varies")
     _require(set(model.profile.ranges) == {s.name for s in model.inputs}, "batching: no profile")
     ragged = {spec.name for spec in model.inputs if batching.ragged in spec.shape}
+    text = {spec.name for spec in model.inputs if spec.datatype == "BYTES"}
+    _require(not ragged & text, f"model {model.name!r}: strings cannot be padded")
     _require(set(batching.pads) == ragged, f"model {model.name!r}: pads do not fit its inputs")
     twice = any(spec.shape.count(dim) > 1 for spec in specs for dim in (batch, batching.ragged))
     _require(not twice and batching.ragged != batch, f"model {model.name!r}: ragged dimension")

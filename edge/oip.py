@@ -19,6 +19,7 @@ import numpy as np
 from edge.errors import InputError
 from edge.oip_json import array_from_json, list_from_array
 from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Datatype, TensorSpec
+from edge.tensor_bytes import bytes_from_tensor, object_array, tensor_from_bytes
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 MAX_RANK = 32
@@ -38,7 +39,7 @@ class WantedOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:
-    """A parsed request. Feeds of binary tensors are read-only views of the body.
+    """A parsed request. Feeds of binary numbers are read-only views of the body.
 
     timeout_s: how long the client waits, None if it does not say. priority: see `inbox`.
     """
@@ -70,51 +71,62 @@ class InferResponse:
 
 CheckTensor = Callable[[str, str, tuple[int, ...]], None]
 
-_ABSENT = msgspec.Raw()
 _NOT_A_NUMBER = re.compile(rb"\b(NaN|Infinity)\b")
 
 
 # What a client may send; unknown fields and parameters are ignored, as the protocol asks.
-class _InputParameters(msgspec.Struct, frozen=True):
+class InputParameters(msgspec.Struct, frozen=True):
+    """What is said of an input beside its data."""
+
     binary_data_size: int | None = None
     shared_memory_region: str | None = None
 
 
-class _Input(msgspec.Struct, frozen=True):
+class RequestInput(msgspec.Struct, frozen=True):
+    """One input; shared memory is refused, see `parse_infer`."""
+
     name: str
     datatype: str
     shape: Annotated[
         tuple[Annotated[int, msgspec.Meta(ge=1)], ...], msgspec.Meta(max_length=MAX_RANK)
     ]
-    data: msgspec.Raw = _ABSENT
-    parameters: _InputParameters = _InputParameters()
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parameters: InputParameters = InputParameters()
 
 
-class _OutputParameters(msgspec.Struct, frozen=True):
+class OutputParameters(msgspec.Struct, frozen=True):
+    """How an output is wanted; classification and shared memory are refused."""
+
     binary_data: bool | None = None
     classification: int | None = None
     shared_memory_region: str | None = None
 
 
-class _Output(msgspec.Struct, frozen=True):
+class RequestOutput(msgspec.Struct, frozen=True):
+    """An output that is asked for."""
+
     name: str
-    parameters: _OutputParameters = _OutputParameters()
+    parameters: OutputParameters = OutputParameters()
 
 
-class _RequestParameters(msgspec.Struct, frozen=True):
+class RequestParameters(msgspec.Struct, frozen=True):
+    """How a request is to be answered; timeout in microseconds, 0 for none."""
+
     binary_data_output: bool = False
-    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0  # microseconds, 0 for none
+    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0
     priority: Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)] = 0
 
 
-class _Request(msgspec.Struct, frozen=True):
-    inputs: Annotated[tuple[_Input, ...], msgspec.Meta(max_length=MAX_TENSORS)]
-    outputs: Annotated[tuple[_Output, ...], msgspec.Meta(max_length=MAX_TENSORS)] = ()
+class RequestHead(msgspec.Struct, frozen=True):
+    """The JSON part of an inference request."""
+
+    inputs: Annotated[tuple[RequestInput, ...], msgspec.Meta(max_length=MAX_TENSORS)]
+    outputs: Annotated[tuple[RequestOutput, ...], msgspec.Meta(max_length=MAX_TENSORS)] = ()
     id: str | None = None
-    parameters: _RequestParameters = _RequestParameters()
+    parameters: RequestParameters = RequestParameters()
 
 
-_REQUEST = msgspec.json.Decoder(_Request)
+_REQUEST = msgspec.json.Decoder(RequestHead)
 
 
 def json_length_from_header(value: str | None, *, body_bytes: int) -> int | None:
@@ -190,7 +202,8 @@ def parse_raw(
 ) -> InferRequest:
     """Return the request whose body is nothing but one row of the only input.
 
-    One dimension behind the batch may vary: it follows from the length. All outputs are binary.
+    One dimension behind the batch may vary: it follows from the length. For BYTES the body is the
+    only element, without its length. All outputs are binary.
     Raises InputError.
     """
     if len(inputs) != 1 or not inputs[0].shape:
@@ -200,6 +213,13 @@ def parse_raw(
         )
     spec = inputs[0]
     row = [1, *spec.shape[1:]]
+    if spec.datatype == "BYTES":
+        if row.count(1) != len(row):
+            raise InputError(
+                f"a body without JSON is one string, input {spec.name!r} takes {spec.wire_shape} "
+                "of BYTES; describe it in JSON"
+            )
+        return _raw_request({spec.name: object_array([body], (1,) * len(row))}, outputs)
     varying = [axis for axis, dim in enumerate(row) if isinstance(dim, str)]
     known = math.prod(dim for dim in row if isinstance(dim, int)) * spec.dtype.itemsize
     if len(varying) > 1 or len(body) % known or not body or (not varying and len(body) != known):
@@ -207,11 +227,12 @@ def parse_raw(
             f"a body of {len(body)} bytes is no row of input {spec.name!r}, which is "
             f"{spec.wire_shape} of {spec.datatype}; describe it in JSON"
         )
-    for axis in varying:
-        row[axis] = len(body) // known
-    if spec.datatype == "BOOL" and np.any(np.frombuffer(body, dtype=np.uint8) > 1):
-        raise InputError(f"input {spec.name!r}: a BOOL byte must be 0 or 1")
-    feeds = {spec.name: np.frombuffer(body, dtype=spec.dtype).reshape(row)}
+    shape = tuple(dim if isinstance(dim, int) else len(body) // known for dim in row)
+    feeds = {spec.name: tensor_from_bytes(spec.name, spec.datatype, shape, body)}
+    return _raw_request(feeds, outputs)
+
+
+def _raw_request(feeds: dict[str, AnyArray], outputs: tuple[TensorSpec, ...]) -> InferRequest:
     wanted = tuple(WantedOutput(name=output.name, binary=True) for output in outputs)
     return InferRequest(id=None, feeds=feeds, wanted=wanted)
 
@@ -234,15 +255,16 @@ def encode_infer(
     chunks: list[bytes] = []
     for wanted in request.wanted:
         spec = specs[wanted.name]
-        array = np.ascontiguousarray(results[wanted.name], dtype=spec.dtype)
+        array = np.asarray(results[wanted.name], dtype=spec.dtype)
         description: dict[str, object] = {
             "name": spec.name,
-            "shape": results[wanted.name].shape,
+            "shape": array.shape,
             "datatype": spec.datatype,
         }
         if wanted.binary:
-            description["parameters"] = {"binary_data_size": array.nbytes}
-            chunks.append(array.tobytes())
+            chunk = bytes_from_tensor(array)
+            description["parameters"] = {"binary_data_size": len(chunk)}
+            chunks.append(chunk)
         else:
             description["data"] = list_from_array(spec.name, array)
         described.append(description)
@@ -255,10 +277,10 @@ def encode_infer(
     return InferResponse(body=b"".join([encoded, *chunks]), json_length=len(encoded))
 
 
-def _json_tensor(tensor: _Input) -> AnyArray:
+def _json_tensor(tensor: RequestInput) -> AnyArray:
     if tensor.parameters.shared_memory_region is not None:
         raise InputError(f"input {tensor.name!r}: shared memory is not supported; send the data")
-    if tensor.data == _ABSENT:
+    if tensor.data is msgspec.UNSET:
         raise InputError(
             f"input {tensor.name!r} has neither data nor the parameter binary_data_size"
         )
@@ -270,34 +292,28 @@ def _json_tensor(tensor: _Input) -> AnyArray:
     return array_from_json(tensor.name, datatype, tensor.shape, tensor.data)
 
 
-def _binary_tensor(tensor: _Input, size: int, tail: memoryview | None, offset: int) -> AnyArray:
+def _binary_tensor(
+    tensor: RequestInput, size: int, tail: memoryview | None, offset: int
+) -> AnyArray:
     if tail is None:
         raise InputError(
             f"input {tensor.name!r} is announced as binary, but the header {JSON_LENGTH_HEADER} "
             "is missing"
         )
-    if tensor.data != _ABSENT:
+    if tensor.data is not msgspec.UNSET:
         raise InputError(f"input {tensor.name!r} has both data and binary_data_size; send one")
-    datatype = _datatype(tensor)
-    dtype = NUMPY_FROM_DATATYPE[datatype]
-    expected = math.prod(tensor.shape) * dtype.itemsize
-    if size != expected:
-        raise InputError(
-            f"input {tensor.name!r}: shape {list(tensor.shape)} of {datatype} is {expected} bytes, "
-            f"binary_data_size says {size}"
-        )
+    if size < 0:
+        raise InputError(f"input {tensor.name!r}: binary_data_size is {size}")
     chunk = tail[offset : offset + size]
     if len(chunk) != size:
         raise InputError(
             f"input {tensor.name!r}: binary_data_size is {size}, but the body ends after "
             f"{len(chunk)} bytes of it"
         )
-    if datatype == "BOOL" and np.any(np.frombuffer(chunk, dtype=np.uint8) > 1):
-        raise InputError(f"input {tensor.name!r}: a BOOL byte must be 0 or 1")
-    return np.frombuffer(chunk, dtype=dtype).reshape(tensor.shape)
+    return tensor_from_bytes(tensor.name, _datatype(tensor), tensor.shape, chunk)
 
 
-def _datatype(tensor: _Input) -> Datatype:
+def _datatype(tensor: RequestInput) -> Datatype:
     for known in NUMPY_FROM_DATATYPE:
         if tensor.datatype == known:
             return known
@@ -307,10 +323,10 @@ def _datatype(tensor: _Input) -> Datatype:
     )
 
 
-def _wanted(request: _Request, outputs: tuple[TensorSpec, ...]) -> tuple[WantedOutput, ...]:
+def _wanted(request: RequestHead, outputs: tuple[TensorSpec, ...]) -> tuple[WantedOutput, ...]:
     default = request.parameters.binary_data_output
     specs = {spec.name: spec for spec in outputs}
-    asked = request.outputs or tuple(_Output(name=name) for name in specs)
+    asked = request.outputs or tuple(RequestOutput(name=name) for name in specs)
     wanted: dict[str, WantedOutput] = {}
     for output in asked:
         name, parameters = output.name, output.parameters

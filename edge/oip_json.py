@@ -1,4 +1,7 @@
-"""Tensors as JSON lists, flat or nested: checked before anything of their size is allocated."""
+"""Tensors as JSON lists, flat or nested: checked before anything of their size is allocated.
+
+An element of BYTES is a JSON string, its bytes those of UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 
 from edge.errors import InputError
 from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Datatype
+from edge.tensor_bytes import tensor_from_strings
 
 # INT64 and UINT64 have no upper bound here: msgspec compares bounds as int64, numpy checks them.
 _ELEMENT: dict[Datatype, Any] = {
@@ -26,6 +30,7 @@ _ELEMENT: dict[Datatype, Any] = {
     "INT64": int,
     "FP32": float,
     "FP64": float,
+    "BYTES": str,
 }
 _SPACE_AND_BRACKET = b" \t\r\n["
 
@@ -49,7 +54,7 @@ def array_from_json(
             f"{len(shape)}; send it flat or nested like the shape"
         )
     # However nested, n values have n - 1 commas between them; decoding costs 32 bytes a value.
-    count, found = math.prod(shape), text.count(b",") + 1
+    count, found = math.prod(shape), _commas(text, datatype) + 1
     if found != count:
         raise InputError(
             f"input {name!r}: shape {list(shape)} needs {count} values, data has {found}"
@@ -61,6 +66,8 @@ def array_from_json(
         raise InputError(f"input {name!r}: data is not a list of {datatype}: {error}") from error
     except (OverflowError, FloatingPointError) as error:
         raise InputError(f"input {name!r}: a number is out of the range of {datatype}") from error
+    except UnicodeError as error:
+        raise InputError(f"input {name!r}: a string is no UTF-8: {error}") from error
     except ValueError as error:
         raise InputError(f"input {name!r}: nested lists differ in length") from error
     if array.size != count or (depth > 1 and array.shape != shape):
@@ -68,14 +75,22 @@ def array_from_json(
             f"input {name!r}: shape {list(shape)} needs {count} values, data has {array.size}"
             + (f" in the shape {list(array.shape)}" if depth > 1 else "")
         )
-    return array.reshape(shape)
+    return tensor_from_strings(array.reshape(shape))
 
 
 def list_from_array(name: str, array: AnyArray) -> list[Any]:
     """Return the values as a flat list.
 
-    Raises InputError if there is a NaN or an infinity among them: JSON has no spelling for it.
+    Raises InputError for what JSON has no spelling for: NaN, infinities, strings that are no UTF-8.
     """
+    if array.dtype.kind == "O":
+        try:
+            return [value.decode() for value in array.ravel().tolist()]
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"output {name!r} holds bytes that are no UTF-8, which JSON cannot carry; ask for "
+                "it with binary_data"
+            ) from error
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(
             f"output {name!r} holds NaN or an infinity, which JSON cannot carry; ask for it with "
@@ -83,6 +98,15 @@ def list_from_array(name: str, array: AnyArray) -> list[Any]:
         )
     values: list[Any] = array.ravel().tolist()
     return values
+
+
+def _commas(text: bytes, datatype: Datatype) -> int:
+    """Return how many commas stand outside of strings, without an object for each of them."""
+    if datatype != "BYTES":
+        return text.count(b",")
+    codes = np.frombuffer(text.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    is_inside = np.logical_xor.accumulate(codes == ord('"'))
+    return int(np.count_nonzero((codes == ord(",")) & ~is_inside))
 
 
 @functools.cache

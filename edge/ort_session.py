@@ -10,6 +10,7 @@ import numpy as np
 from edge.errors import BackendUnavailableError, InferenceError, ModelError, first_line
 from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors, preload_cuda
 from edge.spec import AnyArray, Datatype, Feeds, Profile, TensorSpec, check_feeds
+from edge.tensor_bytes import tensor_from_strings, text_from_tensor
 
 _DATATYPE_FROM_ORT: dict[str, Datatype] = {
     "tensor(bool)": "BOOL",
@@ -24,6 +25,7 @@ _DATATYPE_FROM_ORT: dict[str, Datatype] = {
     "tensor(float16)": "FP16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
 }
 
 
@@ -104,13 +106,19 @@ class OrtSession:
         check_feeds(feeds, self.inputs, self._profile)
         # A tensor read in place from a request body may start at any byte; kernels load vectors.
         aligned = {
-            name: np.require(array, requirements=("C", "A")) for name, array in feeds.items()
+            name: np.require(array, requirements=("C", "A"))
+            if array.dtype.kind != "O"
+            else text_from_tensor(name, array)
+            for name, array in feeds.items()
         }
         try:
             results = self._session.run(self._output_names, aligned)
         except onnxruntime_errors() as error:
             raise InferenceError(f"ONNX Runtime failed to run: {first_line(error)}") from error
-        return dict(zip(self._output_names, results, strict=True))
+        return {
+            name: tensor_from_strings(array) if array.dtype.kind == "O" else array
+            for name, array in zip(self._output_names, results, strict=True)
+        }
 
     def reset_state(self) -> None:
         """Do nothing: these graphs keep no state."""

@@ -67,7 +67,10 @@ class Repository:
         return self._submit(lambda: self._load(name))
 
     def unload(self, name: str) -> Future[None]:
-        """Close a model when the requests inside are answered; raises as `load`."""
+        """Close a model when the requests inside are answered; raises as `load`.
+
+        One that is not open, because it was unloaded or failed, is only no longer waited for.
+        """
         return self._submit(lambda: self._unload(name))
 
     def stop(self) -> None:
@@ -145,10 +148,12 @@ class Repository:
             self._close(old)
 
     def _unload(self, name: str) -> None:
-        old = self._serving.take_out(name)
+        self._serving.model(name, None)  # known, whether it is open or not
         self._serving.want(name, wanted=False)
-        self._serving.note(name, "UNLOADING", f"model {name!r} answers its last requests")
-        self._close(old)
+        if name in self._serving.served:
+            old = self._serving.take_out(name)
+            self._serving.note(name, "UNLOADING", f"model {name!r} answers its last requests")
+            self._close(old)
         reason = (
             f"model {name!r} was unloaded; POST /v2/repository/models/{name}/load brings it back"
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from edge.errors import BundleError, SelfTestError
+from edge.errors import BundleError, InputError, SelfTestError
 from edge.manifest import GoldenTensor, Model, Precision
-from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Feeds
+from edge.spec import AnyArray, Feeds
+from edge.tensor_bytes import tensor_from_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +51,10 @@ def run_self_test(
             error = relative_error(got, golden)
             if not error <= tolerance:
                 raise SelfTestError(
-                    f"model {model.name!r}, golden case {number}: output {tensor.name!r} is off by "
-                    f"{error:.2e} (relative), {precision} allows {tolerance:.2e}; this device or "
-                    "backend computes it differently: serve another variant, or pack it again"
+                    f"model {model.name!r}, golden case {number}: output {tensor.name!r} "
+                    f"{_difference(got, golden, error)}, {precision} allows {tolerance:.2e}; this "
+                    "device or backend computes it differently: serve another variant, or pack it "
+                    "again"
                 )
             if error > worst:
                 worst, where = error, tensor.name
@@ -66,20 +69,30 @@ def golden_inputs(model: Model, read: Callable[[str], bytes]) -> Feeds:
 
 
 def relative_error(got: AnyArray, golden: AnyArray) -> float:
-    """Return ||got - golden|| / ||golden|| in the Euclidean norm; ||got|| if golden is zero."""
+    """Return ||got - golden|| / ||golden|| in the Euclidean norm; ||got|| if golden is zero.
+
+    Strings must be equal: 0 if all are, else infinity.
+    """
+    if golden.dtype.kind == "O":
+        return 0.0 if np.array_equal(got, golden) else math.inf
     reference = golden.astype(np.float64).ravel()
     scale = float(np.linalg.norm(reference)) or 1.0
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, which no tolerance allows
         return float(np.linalg.norm(got.astype(np.float64).ravel() - reference)) / scale
 
 
+def _difference(got: AnyArray, golden: AnyArray, error: float) -> str:
+    if golden.dtype.kind != "O":
+        return f"is off by {error:.2e} (relative)"
+    return f"differs in {np.count_nonzero(got != golden)} of {golden.size} strings"
+
+
 def _tensor(tensor: GoldenTensor, read: Callable[[str], bytes]) -> AnyArray:
     content = read(tensor.artifact)
     try:
-        array = np.frombuffer(content, dtype=NUMPY_FROM_DATATYPE[tensor.datatype])
-        return array.reshape(tensor.shape)
-    except ValueError as error:
+        return tensor_from_bytes(tensor.name, tensor.datatype, tensor.shape, content)
+    except InputError as error:
         raise BundleError(
             f"{tensor.artifact} holds {len(content)} bytes, {tensor.datatype} of the shape "
-            f"{list(tensor.shape)} needs another number; pack the bundle again"
+            f"{list(tensor.shape)} needs others; pack the bundle again"
         ) from error

@@ -1,6 +1,7 @@
 """What a model takes and gives: tensor specs, optimisation profiles, and the check of feeds.
 
 Datatypes carry their Open Inference Protocol names everywhere in the kit ("FP32", "INT64", ...).
+BYTES, a tensor of strings, is a numpy object array of `bytes`; see `tensor_bytes`.
 A dimension is an int, or a name such as "batch" for one that varies.
 """
 
@@ -31,6 +32,7 @@ Datatype = Literal[
     "FP16",
     "FP32",
     "FP64",
+    "BYTES",
 ]
 
 NUMPY_FROM_DATATYPE: Mapping[Datatype, np.dtype[Any]] = {
@@ -46,6 +48,7 @@ NUMPY_FROM_DATATYPE: Mapping[Datatype, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(np.object_),
 }
 _DATATYPE_FROM_NUMPY = {dtype: name for name, dtype in NUMPY_FROM_DATATYPE.items()}
 
@@ -53,7 +56,7 @@ _DATATYPE_FROM_NUMPY = {dtype: name for name, dtype in NUMPY_FROM_DATATYPE.items
 def datatype_from_numpy(dtype: np.dtype[Any]) -> Datatype:
     """Return the protocol name of a numpy dtype.
 
-    Raises InputError for a dtype that no engine takes (objects, strings, complex numbers).
+    Raises InputError for a dtype that no engine takes (complex numbers, fixed-width strings).
     """
     name = _DATATYPE_FROM_NUMPY.get(dtype.newbyteorder("<"))
     if name is None:
@@ -72,7 +75,7 @@ class TensorSpec:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The numpy dtype, little-endian."""
+        """The numpy dtype, little-endian; that of objects for BYTES."""
         return NUMPY_FROM_DATATYPE[self.datatype]
 
     @property
@@ -106,6 +109,11 @@ class Profile:
     """One ShapeRange per input: what a build optimises for and what a request may ask."""
 
     ranges: dict[str, ShapeRange]
+
+
+def name_of_strings(*specs: TensorSpec) -> str | None:
+    """Return the first tensor that holds strings; TensorRT has none."""
+    return next((spec.name for spec in specs if spec.datatype == "BYTES"), None)
 
 
 def check_feeds(feeds: Feeds, specs: tuple[TensorSpec, ...], profile: Profile) -> None:

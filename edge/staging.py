@@ -31,6 +31,11 @@ class Staged:
     device: Any
     cuda: Any
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it travels by itself, and not as a part of the stream."""
+        return self.host is None
+
     def fill(self, feed: AnyArray, stream: Any) -> None:
         """Copy a feed into the pinned memory; a large one goes to the device at once."""
         if self.host is not None:
@@ -49,10 +54,14 @@ class Staged:
         if self.host is not None:
             self.cuda.memcpy_dtoh_async(self.host, self.device, stream)
 
-    def copied_as(self, dtype: np.dtype[Any]) -> AnyArray:
-        """Return what a finished run left here, as a new array of the caller."""
+    def copied_as(self, dtype: np.dtype[Any], stream: Any) -> AnyArray:
+        """Return what a finished run left here, as a new array of the caller.
+
+        stream: for what is large; not that of the runs, or it waits for those behind.
+        """
         if self.host is not None:
             return self.host.astype(dtype)
         answer = np.empty(self.shape, self.dtype)
-        self.cuda.memcpy_dtoh(answer, self.device)
+        self.cuda.memcpy_dtoh_async(answer, self.device, stream)
+        stream.synchronize()
         return answer.astype(dtype, copy=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -26,11 +25,20 @@ Plan = bytes | mmap.mmap
 Shapes = tuple[Shape, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bank:
+    """The tensors of one run, while another run uses those of another bank."""
+
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding | GrowingOutput, ...]
+
+
 @dataclass(slots=True)
 class Context:
-    """An execution context and the input shapes it knows."""
+    """An execution context, the bank it works on, and the input shapes it knows."""
 
     handle: Any
+    bank: int | None = None
     shapes: Shapes = ()
 
 
@@ -44,8 +52,7 @@ class Engine:
         self._cuda = cuda
         self._scratch: Any = None
         self._ranges: list[list[tuple[Shape, Shape, Shape]]] = []
-        self.inputs: tuple[Binding, ...] = ()
-        self.outputs: tuple[Binding | GrowingOutput, ...] = ()
+        self.banks: tuple[Bank, ...] = ()
         self.states: tuple[State, ...] = ()
         self.contexts: list[Context] = []
         self.memory_bytes = 0
@@ -93,11 +100,12 @@ class Engine:
     def close(self) -> None:
         """Free contexts, memory and engine, in this order."""
         self.contexts.clear()
-        for binding in (*self.inputs, *self.outputs):
-            binding.close()
+        for bank in self.banks:
+            for binding in (*bank.inputs, *bank.outputs):
+                binding.close()
         for memory in {id(m): m for state in self.states for m in state.memory}.values():
             memory.free()
-        self.inputs = self.outputs = self.states = ()
+        self.banks = self.states = ()
         if self._scratch is not None:
             self._scratch.free()
         self._scratch = self._engine = self._runtime = None
@@ -161,8 +169,18 @@ class Engine:
         if not context.set_optimization_profile_async(profile, stream.handle):
             raise InferenceError(f"profile {profile} refused: {self.library.last_error()}")
         stream.synchronize()
-        self._set_addresses(context, (*self.inputs, *self.outputs))
         return Context(handle=context)
+
+    def use_bank(self, context: Context, bank: int) -> None:
+        """Point a context at the tensors of a bank; free if it is there."""
+        if context.bank == bank:
+            return
+        for binding in (*self.banks[bank].inputs, *self.banks[bank].outputs):
+            if isinstance(binding, GrowingOutput):
+                context.handle.set_output_allocator(binding.name, binding.allocator)
+            else:
+                context.handle.set_tensor_address(binding.name, int(binding.device))
+        context.bank = bank
 
     def graph_context(self, profile: int) -> Context | None:
         """Return a context that keeps its shapes, as one under a CUDA graph must; None without.
@@ -179,7 +197,7 @@ class Engine:
         """Tell a context the input shapes of its next run; free if it knows them."""
         if context.shapes == shapes:
             return
-        for binding, shape in zip(self.inputs, shapes, strict=True):
+        for binding, shape in zip(self.banks[0].inputs, shapes, strict=True):
             if not context.handle.set_input_shape(binding.name, shape):
                 raise InferenceError(
                     f"input {binding.name!r}: TensorRT refuses the shape {list(shape)}: "
@@ -197,9 +215,9 @@ class Engine:
     @property
     def is_sized(self) -> bool:
         """Whether the shapes of all outputs follow from those of the inputs."""
-        return not any(isinstance(binding, GrowingOutput) for binding in self.outputs)
+        return not any(isinstance(output, GrowingOutput) for output in self.banks[0].outputs)
 
-    def answers(self, profile: int, shapes: Shapes) -> list[Staged | GrowingOutput]:
+    def answers(self, bank: int, profile: int, shapes: Shapes) -> list[Staged | GrowingOutput]:
         """Return where the outputs arrive for these input shapes."""
         context = self.contexts[profile]
         self.set_shapes(context, shapes)
@@ -207,7 +225,7 @@ class Engine:
             b
             if isinstance(b, GrowingOutput)
             else b.staged(tuple(context.handle.get_tensor_shape(b.name)))
-            for b in self.outputs
+            for b in self.banks[bank].outputs
         ]
 
     def set_states(self, context: Context, turn: int) -> None:
@@ -238,27 +256,23 @@ class Engine:
         largest = [
             max((ranges[i][2] for ranges in self._ranges), key=prod) for i in range(len(inputs))
         ]
-        self.inputs = tuple(
-            self._binding(spec, shape) for spec, shape in zip(inputs, largest, strict=True)
-        )
-        # Addresses of outputs are set once their sizes are known; shapes do not need them.
+        bindings = tuple(map(self._binding, inputs, largest))
+        self.banks = (Bank(inputs=bindings, outputs=()),)  # shapes of outputs follow from these
         self.contexts = [self.new_context(profile) for profile in profiles]
         sizes = [
             self._output_shapes(context, outputs, tuple(high for _, _, high in ranges))
             for context, ranges in zip(self.contexts, self._ranges, strict=True)
         ]
-        self.outputs = tuple(
-            self._output(spec, [shapes[i] for shapes in sizes]) for i, spec in enumerate(outputs)
-        )
-        for context in self.contexts:
-            self._set_addresses(context.handle, self.outputs)
-
-    def _set_addresses(self, context: Any, bindings: Iterable[Binding | GrowingOutput]) -> None:
-        for binding in bindings:
-            if isinstance(binding, GrowingOutput):
-                context.set_output_allocator(binding.name, binding.allocator)
-            else:
-                context.set_tensor_address(binding.name, int(binding.device))
+        by_output = [[shapes[i] for shapes in sizes] for i in range(len(outputs))]
+        self.banks = (Bank(inputs=bindings, outputs=tuple(map(self._output, outputs, by_output))),)
+        # A run that follows from the one before cannot begin earlier. TensorRT 8.5 has one context
+        # for each profile, which is not enough for two banks with graphs.
+        if self.is_sized and not states and self.library.shares_profiles:
+            second = Bank(
+                inputs=tuple(map(self._binding, inputs, largest)),
+                outputs=tuple(map(self._output, outputs, by_output)),
+            )
+            self.banks = (*self.banks, second)
 
     def _output(self, spec: TensorSpec, shapes: list[Shape]) -> Binding | GrowingOutput:
         """Return the memory of an output; a negative dimension is one that a run decides."""

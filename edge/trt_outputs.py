@@ -50,7 +50,7 @@ class GrowingOutput:
         """Remember what shape the run gave."""
         self._shape = shape
 
-    def copied_as(self, dtype: np.dtype[Any]) -> AnyArray:
+    def copied_as(self, dtype: np.dtype[Any], stream: Any) -> AnyArray:
         """Return the answer of the last run, which must be over, as a new array of the caller."""
         if self._shape is None or self._memory is None:
             raise InferenceError(
@@ -58,7 +58,8 @@ class GrowingOutput:
             )
         found = np.empty(self._shape, self.dtype)
         if prod(self._shape):
-            self._cuda.memcpy_dtoh(found, self._memory)
+            self._cuda.memcpy_dtoh_async(found, self._memory, stream)
+            stream.synchronize()
         return found.astype(dtype, copy=False)
 
     def close(self) -> None:

@@ -1,12 +1,14 @@
 """TensorRT behind the Session seam: one class for tensorrt and tensorrt_rtx.
 
 A run puts copy in, compute and copy out on one stream (as one CUDA graph once a shape is
-frequent) and returns the answers in new arrays; see `staging` for how tensors travel.
+frequent) and returns the answers in new arrays; see `staging` for how tensors travel. Two runs may
+have begun: while the device computes one, the host stages the other in a bank of its own.
 Everything lives on the device's primary context, in the thread that called `open`.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -16,30 +18,35 @@ import numpy as np
 
 from edge.cuda_graph import CudaGraph
 from edge.cuda_library import PrimaryContext, load_cuda
-from edge.errors import EdgeError, InferenceError, InputError
-from edge.spec import AnyArray, Feeds, Profile, StatePair, TensorSpec, check_feeds
+from edge.errors import EdgeError, InferenceError, InputError, ModelError
+from edge.session import Finish
+from edge.spec import AnyArray, Feeds, Profile, StatePair, TensorSpec, check_feeds, name_of_strings
 from edge.staging import Staged
 from edge.tensorrt_library import TensorRT
 from edge.trt_engine import Context, Engine, Plan, Shapes
 from edge.trt_outputs import GrowingOutput
 
-# A shape gets a graph at this run; this many shapes are remembered, the oldest goes first.
+# A shape gets a graph at this run in each bank; so many are remembered, the oldest goes first.
 GRAPH_AT_RUN = 3
-MAX_SHAPES = 16
+MAX_PLANS = 32
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Plan:
-    """Everything that one exact set of input shapes needs, worked out once.
+    """Everything that one exact set of input shapes needs in one bank, worked out once.
 
     feeds, answers: device memory in the shapes of this plan, and the way there and back.
+    arrived, done: events behind the copies of large feeds, and behind everything.
     graphs: by the turn of the states, which have an address each turn.
     """
 
     shapes: Shapes
+    bank: int
     profile: int
+    arrived: Any
+    done: Any
     feeds: list[Staged]
     answers: list[Staged | GrowingOutput]
     runs: int = 0
@@ -71,7 +78,10 @@ class TrtSession:
         self._use_graphs = use_graphs and engine.is_sized
         self._turn = 0
         self._stream = cuda.Stream()
-        self._plans: OrderedDict[Shapes, _Plan] = OrderedDict()
+        # Large tensors travel beside the stream, or they would wait for the run before.
+        self._incoming, self._outgoing = cuda.Stream(), cuda.Stream()
+        self._plans: OrderedDict[tuple[Shapes, int], _Plan] = OrderedDict()
+        self._free_banks = list(range(len(engine.banks)))
 
     @classmethod
     def open(
@@ -92,6 +102,12 @@ class TrtSession:
         checked on this very buffer. Raises BackendUnavailableError without driver or device,
         ModelError if the engine does not fit the device, the library or the specs.
         """
+        text = name_of_strings(*inputs, *outputs)
+        if text is not None:
+            raise ModelError(
+                f"tensor {text!r} is BYTES, and TensorRT has no strings; serve the variant of ONNX "
+                "Runtime"
+            )
         cuda = load_cuda()
         context = PrimaryContext(cuda, device)
         with context:
@@ -110,31 +126,63 @@ class TrtSession:
         session.reset_state()
         return session
 
+    @property
+    def depth(self) -> int:
+        """How many runs may have begun and not finished; see `session.PipelinedSession`."""
+        return 1 if self._engine is None else len(self._engine.banks)
+
     def run(self, feeds: Feeds) -> dict[str, AnyArray]:
         """Return every output for one set of feeds; see `session.Session`."""
+        return self.start(feeds)()
+
+    def start(self, feeds: Feeds) -> Finish:
+        """Begin a run; see `session.PipelinedSession`."""
         if self._engine is None:
             raise InferenceError("the session is closed; open the model again")
         check_feeds(feeds, self.inputs, self._profile)
         with self.device_context:
-            plan = self._plan(tuple(feeds[spec.name].shape for spec in self.inputs))
+            bank = self._free_banks.pop(0)
             try:
-                for spec, staged in zip(self.inputs, plan.feeds, strict=True):
-                    _check_range(spec, feeds[spec.name], staged)
-                    staged.fill(feeds[spec.name], self._stream)
-                graph = plan.graphs.get(self._turn)
-                if graph is not None:
-                    graph.launch()
-                else:
-                    self._enqueue(plan, self._engine.contexts[plan.profile])
-                self._stream.synchronize()
-                if self._engine.states:
-                    self._turn = 1 - self._turn
+                plan = self._plan(tuple(feeds[spec.name].shape for spec in self.inputs), bank)
+                self._launch(self._engine, plan, feeds)
+            except self._cuda.Error as error:
+                self._free_banks.append(bank)
+                raise InferenceError(f"CUDA failed to run the engine: {error}") from error
+            except EdgeError:
+                self._free_banks.append(bank)
+                raise
+        return functools.partial(self._finish, plan)
+
+    def _launch(self, engine: Engine, plan: _Plan, feeds: Feeds) -> None:
+        for spec, staged in zip(self.inputs, plan.feeds, strict=True):
+            _check_range(spec, feeds[spec.name], staged)
+            staged.fill(feeds[spec.name], self._incoming)
+        if any(staged.is_large for staged in plan.feeds):
+            plan.arrived.record(self._incoming)
+            self._stream.wait_for_event(plan.arrived)
+        graph = plan.graphs.get(self._turn)
+        if graph is not None:
+            graph.launch()
+        else:
+            self._enqueue(plan, engine.contexts[plan.profile])
+        plan.done.record(self._stream)
+        if engine.states:
+            self._turn = 1 - self._turn
+
+    def _finish(self, plan: _Plan) -> dict[str, AnyArray]:
+        if self._engine is None:
+            raise InferenceError("the session was closed during a run; open the model again")
+        with self.device_context:
+            try:
+                plan.done.synchronize()
                 return {
-                    spec.name: answer.copied_as(spec.dtype)
+                    spec.name: answer.copied_as(spec.dtype, self._outgoing)
                     for spec, answer in zip(self.outputs, plan.answers, strict=True)
                 }
             except self._cuda.Error as error:
                 raise InferenceError(f"CUDA failed to run the engine: {error}") from error
+            finally:
+                self._free_banks.append(plan.bank)
 
     @property
     def memory_bytes(self) -> int:
@@ -166,22 +214,22 @@ class TrtSession:
                 _drop(plan)
             self._plans.clear()
             self._engine.close()
-        self._engine = self._stream = None
+        self._engine = self._stream = self._incoming = self._outgoing = None
 
-    def _plan(self, shapes: Shapes) -> _Plan:
-        plan = self._plans.get(shapes)
+    def _plan(self, shapes: Shapes, bank: int) -> _Plan:
+        plan = self._plans.get((shapes, bank))
         if plan is None:
-            plan = self._plans[shapes] = self._new_plan(shapes)
-            if len(self._plans) > MAX_SHAPES:
+            plan = self._plans[shapes, bank] = self._new_plan(shapes, bank)
+            if len(self._plans) > MAX_PLANS:  # the oldest is none of those that run now
                 _drop(self._plans.popitem(last=False)[1])
         else:
-            self._plans.move_to_end(shapes)
+            self._plans.move_to_end((shapes, bank))
         plan.runs += 1
         if plan.runs >= GRAPH_AT_RUN and self._use_graphs and self._turn not in plan.graphs:
             self._capture(plan)
         return plan
 
-    def _new_plan(self, shapes: Shapes) -> _Plan:
+    def _new_plan(self, shapes: Shapes, bank: int) -> _Plan:
         engine = self._engine
         assert engine is not None  # noqa: S101 - run() has refused a closed session
         profile = engine.profile_for(shapes)
@@ -190,16 +238,22 @@ class TrtSession:
                 f"no profile of the engine takes the shapes {[list(shape) for shape in shapes]}; "
                 "build it with a wider profile"
             )
+        event, inputs = self._cuda.Event, engine.banks[bank].inputs
+        untimed = self._cuda.event_flags.DISABLE_TIMING
         return _Plan(
             shapes=shapes,
+            bank=bank,
             profile=profile,
-            feeds=[b.staged(shape) for b, shape in zip(engine.inputs, shapes, strict=True)],
-            answers=engine.answers(profile, shapes),
+            arrived=event(untimed),
+            done=event(untimed),
+            feeds=[b.staged(shape) for b, shape in zip(inputs, shapes, strict=True)],
+            answers=engine.answers(bank, profile, shapes),
         )
 
     def _enqueue(self, plan: _Plan, context: Context) -> None:
         engine = self._engine
         assert engine is not None  # noqa: S101
+        engine.use_bank(context, plan.bank)
         engine.set_shapes(context, plan.shapes)
         engine.set_states(context, self._turn)
         for answer in plan.answers:

@@ -58,6 +58,12 @@ def public_key_from_pem(content: bytes, *, name: str) -> TrustedKey:
     return TrustedKey(name=name, key=SSlibKey.from_crypto(key))
 
 
+def public_key_from_private(private_key_pem: bytes, *, name: str) -> TrustedKey:
+    """Return the public half of a private key; raises TrustError if the key is unusable."""
+    key = _private_key(private_key_pem, name=name)
+    return TrustedKey(name=name, key=SSlibKey.from_crypto(key.public_key()))
+
+
 def trusted_keys_in(directory: Path) -> tuple[TrustedKey, ...]:
     """Return the keys in directory/*.pub, sorted by name; none if there is no such directory.
 
@@ -75,13 +81,7 @@ def trusted_keys_in(directory: Path) -> tuple[TrustedKey, ...]:
 
 def sign(content: bytes, private_key_pem: bytes, *, name: str) -> bytes:
     """Return the bytes of manifest.sig for content; raises TrustError if the key is unusable."""
-    try:
-        key = serialization.load_pem_private_key(private_key_pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise TrustError(f"{name} is not an unencrypted PEM private key") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise TrustError(f"{name} is not an Ed25519 key; make one with `edge-kit keygen`")
-    signed = CryptoSigner(key).sign(content)
+    signed = CryptoSigner(_private_key(private_key_pem, name=name)).sign(content)
     return _bytes_from_signature(Signature(keyid=signed.keyid, sig=signed.signature))
 
 
@@ -117,6 +117,16 @@ def verify(content: bytes, signature: bytes, keys: tuple[TrustedKey, ...]) -> Tr
             "manifest.json does not match its signature in manifest.sig: one of them was altered; "
             "fetch the bundle again, or sign it again if you changed it"
         ) from error
+    return key
+
+
+def _private_key(content: bytes, *, name: str) -> Ed25519PrivateKey:
+    try:
+        key = serialization.load_pem_private_key(content, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TrustError(f"{name} is not an unencrypted PEM private key") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise TrustError(f"{name} is not an Ed25519 key; make one with `edge-kit keygen`")
     return key
 
 

@@ -102,8 +102,8 @@ def _first_dim(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) 
 
 def _ragged(inputs: tuple[TensorSpec, ...]) -> str | None:
     """Return the dimension that text inputs share, if a mask is among them."""
-    names = {spec.name for spec in inputs}
-    if MASK not in names or not names <= set(PADS):
+    names = {spec.name for spec in inputs if spec.datatype != "BYTES"}
+    if MASK not in names or len(names) != len(inputs) or not names <= set(PADS):
         return None
     second = {spec.shape[1] for spec in inputs if len(spec.shape) == 2}
     name = next(iter(second)) if len(second) == 1 else None

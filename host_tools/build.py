@@ -33,7 +33,7 @@ from edge.installed import installed_backends
 from edge.manifest import EngineFacts, GoldenCase, Model, Precision, Provenance, Variant
 from edge.manifest import Golden as ManifestGolden
 from edge.sealed import memory_content, memory_file
-from edge.spec import Feeds
+from edge.spec import Feeds, name_of_strings
 from edge.tensorrt_library import TensorRtBackend
 from host_tools.engine_record import (
     RECORD_SUFFIX,
@@ -110,6 +110,13 @@ def build_engines(options: BuildOptions, *, say: Callable[[str], None]) -> list[
             f"give --target {THIS} or --on"
         )
     source = load_model(options.model)
+    inputs, outputs = specs_from_model(source)
+    text = name_of_strings(*inputs, *outputs)
+    if text is not None:
+        raise BuildError(
+            f"{options.model}: tensor {text!r} is BYTES, and TensorRT has no strings; pack the "
+            "model without engines, ONNX Runtime serves it"
+        )
     digest = sha256_of(options.model, follow_links=True)[0]
     feeds = _feeds(options, source)
     with storage_errors("write", options.out):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from host_tools.terminal import ANY_PATH, FILE, FOLDER, console, print_json, say
+
+if TYPE_CHECKING:
+    from edge.manifest import Manifest
 
 
 @click.command()
@@ -61,6 +64,12 @@ def keygen(name: str, out: Path) -> None:
 @click.option(
     "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."
 )
+@click.option(
+    "--model-version",
+    default="1",
+    show_default=True,
+    help="That clients may ask for, as in /v2/models/NAME/versions/VERSION.",
+)
 @click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
 @click.option("--threads", type=click.IntRange(1), help="For the measurement; default: all CPUs.")
 @click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")
@@ -74,11 +83,36 @@ def pack(model: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json(packed.manifest)
         return
-    total = sum(artifact.size for artifact in packed.manifest.artifacts)
-    state = "signed" if packed.signed else "unsigned: sign it with `edge-kit sign`"
-    click.echo(
-        f"wrote {packed.out}: {len(packed.manifest.artifacts)} files, {total:,} bytes, {state}"
-    )
+    click.echo(_written(packed.out, packed.manifest, signed=packed.signed))
+
+
+@click.command()
+@click.argument("bundles", type=FOLDER, nargs=-1, required=True, metavar="BUNDLE...")
+@click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")
+@click.option("--name", required=True, help="Name of the new bundle; models keep theirs.")
+@click.option(
+    "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."
+)
+@click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
+@click.option(
+    "--trusted-keys", type=FOLDER, help="Folder of .pub files that may have signed each BUNDLE."
+)
+@click.option(
+    "--allow-unsigned",
+    is_flag=True,
+    help="Take bundles that are unsigned or of an unknown signer; --key then vouches for them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def combine(as_json: bool, **options: Any) -> None:
+    """Combine the models of each BUNDLE into one, with one signature, for one agent."""
+    from host_tools.combine import CombineRequest
+    from host_tools.combine import combine as combine_bundles
+
+    made = combine_bundles(CombineRequest(**options))
+    if as_json:
+        print_json(made.manifest)
+        return
+    click.echo(_written(made.root, made.manifest, signed=made.signed_by is not None))
 
 
 @click.command()
@@ -136,4 +170,13 @@ def inspect(bundle: Path, as_json: bool) -> None:
     print_manifest(manifest, signature, console())
 
 
-BUNDLE_COMMANDS = (keygen, pack, sign, verify, inspect)
+def _written(root: Path, manifest: Manifest, *, signed: bool) -> str:
+    from host_tools.describe import stored_bytes
+
+    models = ", ".join(f"{model.name} {model.version}" for model in manifest.models)
+    files = f"{len(manifest.artifacts)} files, {stored_bytes(manifest):,} bytes"
+    state = "signed" if signed else "unsigned: sign it with `edge-kit sign`"
+    return f"wrote {root}: {models}; {files}, {state}"
+
+
+BUNDLE_COMMANDS = (keygen, pack, combine, sign, verify, inspect)

@@ -23,7 +23,8 @@ import numpy as np
 from calibration.samples import open_samples
 from edge.errors import EdgeError, InferenceError, UsageError
 from edge.oip import JSON_LENGTH_HEADER
-from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Datatype, Feeds, datatype_from_numpy
+from edge.spec import AnyArray, Feeds, datatype_from_numpy
+from edge.tensor_bytes import bytes_from_tensor, tensor_from_bytes
 
 WARM_UP = 100
 
@@ -134,7 +135,7 @@ def _throughput(url: str, model: str, rows: Sequence[Feeds], connections: int) -
 def _encode(feeds: Feeds) -> tuple[bytes, bytes]:
     inputs, tail = [], []
     for name, array in feeds.items():
-        content = np.ascontiguousarray(array).tobytes()
+        content = bytes_from_tensor(array)
         inputs.append(
             {
                 "name": name,
@@ -152,9 +153,8 @@ def _decode(body: bytes, head_length: int) -> dict[str, AnyArray]:
     outputs, offset = {}, head_length
     for tensor in json.loads(body[:head_length])["outputs"]:
         size = tensor["parameters"]["binary_data_size"]
-        datatype: Datatype = tensor["datatype"]
-        values = np.frombuffer(body[offset : offset + size], NUMPY_FROM_DATATYPE[datatype])
-        outputs[tensor["name"]] = values.reshape(tensor["shape"])
+        name, content = tensor["name"], body[offset : offset + size]
+        outputs[name] = tensor_from_bytes(name, tensor["datatype"], tuple(tensor["shape"]), content)
         offset += size
     return outputs
 

@@ -41,12 +41,20 @@ def read_manifest(root: Path) -> tuple[bytes, Manifest, str]:
 
 def print_manifest(manifest: Manifest, signed_by: str, console: Console) -> None:
     """Print what a bundle holds, fit for 80 columns."""
-    total = sum(artifact.size for artifact in manifest.artifacts)
     console.print(f"{manifest.name} {manifest.version}, packed {manifest.created}", style="bold")
-    console.print(f"{signed_by}; {len(manifest.artifacts)} files, {_size(total)}")
+    size = _size(stored_bytes(manifest))
+    console.print(f"{signed_by}; {len(manifest.artifacts)} files, {size}")
+    if len(manifest.models) > 1:
+        names = ", ".join(f"{model.name} {model.version}" for model in manifest.models)
+        console.print(f"{len(manifest.models)} models: {names}")
     for model in manifest.models:
         for renderable in _model_lines(manifest, model):
             console.print(renderable)
+
+
+def stored_bytes(manifest: Manifest) -> int:
+    """Return what a bundle's files take; equal files are stored once."""
+    return sum({artifact.sha256: artifact.size for artifact in manifest.artifacts}.values())
 
 
 def print_targets(devices: tuple[Device, ...], console: Console) -> None:
@@ -93,21 +101,7 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
         ragged = model.batching.ragged
         lines.append("  requests run together" + (f", padded in {ragged!r}" if ragged else ""))
     lines += [f"  {line}" for line in use_lines(model)]
-    sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("variant", "size", "batch", "p50 ms", "p99 ms", "measured on"):
-        table.add_column(
-            heading, justify="left" if heading in {"variant", "measured on"} else "right"
-        )
-    for variant in model.variants:
-        size = _size(sum(sizes[path] for path in variant.files))
-        if not variant.measurements:
-            table.add_row(variant.id, size, "", "", "", _where(variant))
-        for m in variant.measurements:
-            where = f"{m.device}, {m.threads} threads"
-            row = (str(m.batch), f"{m.p50_ms:.3f}", f"{m.p99_ms:.3f}", where)
-            table.add_row(variant.id, size, *row)
-    lines += ["", table, ""]
+    lines += ["", _variant_table(manifest, model), *_origin_lines(model), ""]
     lines += [f"serves on {p.backend}: {p.variant}; {p.why}" for p in model.preferences]
     if model.calibration is not None:
         lines.append(
@@ -120,6 +114,34 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
     origin = model.provenance
     lines.append(f"from {origin.source}, opset {origin.opset}, {origin.exporter}")
     return lines
+
+
+def _variant_table(manifest: Manifest, model: Model) -> Table:
+    sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for heading in ("size", "peak memory", "batch", "p50 ms", "p99 ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for variant in model.variants:
+        taken = variant.engine.memory_bytes if variant.engine else variant.memory_bytes
+        size = _size(sum(sizes[path] for path in variant.files))
+        start = [variant.id, size, _size(taken) if taken else "?"]
+        if not variant.measurements:
+            table.add_row(*start)
+        for m in variant.measurements:
+            table.add_row(*start, str(m.batch), f"{m.p50_ms:.3f}", f"{m.p99_ms:.3f}")
+            start = [""] * len(start)
+    return table
+
+
+def _origin_lines(model: Model) -> list[str]:
+    """Return where variants were measured or built, those of one place in one line."""
+    ids: dict[str, list[str]] = {}
+    for variant in model.variants:
+        measured = [f"measured on {m.device}, {m.threads} threads" for m in variant.measurements]
+        for place in dict.fromkeys(measured or [_where(variant)]):
+            ids.setdefault(place, []).append(variant.id)
+    return [f"{', '.join(names)}: {place}" for place, names in ids.items()]
 
 
 def accuracy_lines(accuracy: Accuracy) -> list[str]:

@@ -31,7 +31,7 @@ from edge.classes import Classes
 from edge.errors import UsageError
 from edge.images import ImagePreprocessing
 from edge.manifest import Provenance
-from edge.spec import Profile, TensorSpec, datatype_from_numpy
+from edge.spec import Profile, TensorSpec, datatype_from_numpy, name_of_strings
 from edge.text import TextPreprocessing
 from host_tools.errors import ExportError
 from host_tools.graph import GraphFacts, Say, finished, slimmed
@@ -241,11 +241,18 @@ def _pass_on(request: ExportRequest, say: Say) -> ExportReport:
             f"{request.source} has opset {opset}, target {request.target} takes {MIN_OPSET} to "
             f"{highest}; export it again from its source, or try onnx.version_converter"
         )
+    inputs, outputs = specs_from_model(model)
+    text = name_of_strings(*inputs, *outputs)
+    if text is not None and request.target not in {"any", "cpu"}:
+        raise ExportError(
+            f"{request.source}: tensor {text!r} is BYTES, and TensorRT on {request.target} has "
+            "no strings; export without --target, ONNX Runtime serves it"
+        )
     profile = profile_from_file(model, request.shapes)
     if request.image is None:
         image = image_from_model(model)
     else:
-        image = image_steps(request.image, specs_from_model(model)[0], profile)
+        image = image_steps(request.image, inputs, profile)
     dims = dims_from_file(model, profile)
     points = points_from_dims(sizes_from_dims(profile, dims))
     run, draw = run_with_ort(model), draw_from_file(model)

@@ -13,6 +13,7 @@ import onnx
 from calibration.model_file import profile_from_model, specs_from_model
 from edge.errors import UsageError
 from edge.spec import AnyArray, Profile, TensorSpec
+from edge.tensor_bytes import tensor_from_strings
 from host_tools.shapes import (
     Dims,
     Shapes,
@@ -58,13 +59,16 @@ def dims_from_file(model: onnx.ModelProto, profile: Profile) -> Dims:
 
 
 def draw_from_file(model: onnx.ModelProto) -> Draw:
-    """Return a Draw that knows the dtypes only: normal floats, integers and booleans of 0 and 1."""
+    """Return a Draw that knows the dtypes only: normal floats, and 0 and 1 of all else."""
     inputs, _ = specs_from_model(model)
 
     def draw(rng: np.random.Generator, shapes: Shapes) -> dict[str, AnyArray]:
         feeds: dict[str, AnyArray] = {}
         for spec in inputs:
             shape = shapes[spec.name]
+            if spec.datatype == "BYTES":
+                feeds[spec.name] = tensor_from_strings(rng.choice(np.array(["0", "1"]), shape))
+                continue
             floating = spec.dtype.kind == "f"
             values = rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)
             feeds[spec.name] = np.asarray(values).astype(spec.dtype)

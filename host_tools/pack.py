@@ -58,6 +58,12 @@ from host_tools.engine_record import records_in
 from host_tools.golden import Run, golden_feeds, make_golden
 from host_tools.keys import read_private_key
 from host_tools.measure import cpu_threads, measure
+from host_tools.memory_probe import (
+    ProbeRequest,
+    UnmeasuredError,
+    peak_memory_bytes,
+    values_from_feeds,
+)
 from host_tools.pack_engines import engine_variants, reduced_runs
 from host_tools.pack_processing import use_of_model
 from host_tools.progress import progress_bar
@@ -71,7 +77,8 @@ class PackRequest:
     engines: the folder that `edge-kit build` wrote from fp32. class_names, detection, embedding,
     tokenizer: see `pack_processing`; tokenizer also reads golden samples that are text.
     golden: real samples, an .npz file, a folder of them, or text with a tokenizer.
-    threads: intra-op threads for the measurement; None means every CPU of this process.
+    threads: intra-op threads for the measurements; None means every CPU of this process.
+    version: of the bundle. model_version: what clients ask for, in /v2/models/M/versions/V.
     """
 
     out: Path
@@ -79,6 +86,7 @@ class PackRequest:
     version: str
     fp32: Path
     golden: Path
+    model_version: str = "1"
     int8: Path | None = None
     engines: Path | None = None
     table: Path | None = None
@@ -109,6 +117,10 @@ def pack(request: PackRequest, *, say: Callable[[str], None]) -> Packed:
         raise UsageError(f"--name {request.name!r}: use letters, digits, '.', '-' and '_' only")
     if not request.version:
         raise UsageError("--bundle-version is empty; give any text, such as 1 or 2026-11")
+    if not is_plain_name(request.model_version):
+        raise UsageError(
+            f"--model-version {request.model_version!r}: use letters, digits, '.', '-' and '_' only"
+        )
     key = None if request.key is None else read_private_key(request.key)
     models: dict[Precision, onnx.ModelProto] = {"fp32": load_model(request.fp32)}
     table, table_bytes = None, b""
@@ -230,10 +242,25 @@ def _pack_model(
             ]
     preference = _preference({p: measured[0][p] for p in files})
     say(preference.why)
+    memory = {
+        precision: _memory_bytes(
+            ProbeRequest(
+                graph=str(paths[names[0]]),
+                inputs=inputs,
+                outputs=outputs,
+                profile=profile,
+                threads=threads,
+                values=values_from_feeds(cases[0]),
+            ),
+            precision,
+            say,
+        )
+        for precision, names in files.items()
+    }
     provenance = provenance_from_model(float_model)
     return Model(
         name=request.name,
-        version="1",
+        version=request.model_version,
         inputs=inputs,
         outputs=outputs,
         profile=profile,
@@ -244,6 +271,7 @@ def _pack_model(
                 precision=precision,
                 files=names,
                 measurements=tuple(batch[precision] for batch in measured),
+                memory_bytes=memory[precision],
             )
             for precision, names in files.items()
         )
@@ -272,6 +300,15 @@ def _pack_model(
             tools={**provenance.tools, "edge-kit": __version__},
         ),
     )
+
+
+def _memory_bytes(request: ProbeRequest, precision: Precision, say: Callable[[str], None]) -> int:
+    """Return what a variant takes of memory, or 0 where this machine cannot tell."""
+    try:
+        return peak_memory_bytes(request)
+    except UnmeasuredError as error:
+        say(f"memory of {precision} not measured: {error}")
+        return 0
 
 
 def _variant_id(precision: Precision) -> str:

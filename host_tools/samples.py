@@ -22,6 +22,7 @@ from calibration.samples import IteratedSamples, NpzSamples, open_samples
 from edge.errors import UsageError
 from edge.images import ImagePreprocessing
 from edge.spec import Feeds
+from edge.tensor_bytes import tensor_from_strings
 from host_tools.errors import FOREIGN_ERRORS, root_cause
 from host_tools.sources import function_at
 from host_tools.text import TextSamples
@@ -70,7 +71,7 @@ def _batches(spec: str, function: Callable[[], Any]) -> Iterator[Feeds]:
     number = 0
     try:
         for feeds in function():
-            yield {name: np.asarray(values) for name, values in feeds.items()}
+            yield {name: tensor_from_strings(np.asarray(values)) for name, values in feeds.items()}
             number += 1
     except FOREIGN_ERRORS as error:
         raise CalibrationError(f"{spec} failed at batch {number}: {root_cause(error)}") from error

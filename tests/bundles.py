@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge import manifest as m
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from edge.spec import datatype_from_numpy
+from edge.tensor_bytes import bytes_from_tensor
 from edge.trust import sign
 from tests.models import AFFINE_INPUTS, AFFINE_OUTPUTS, AFFINE_PROFILE, affine, affine_model
 
@@ -119,7 +120,7 @@ def golden_tensors(
 ) -> tuple[m.GoldenTensor, ...]:
     golden = []
     for name, array in tensors.items():
-        files[f"{prefix}/{name}.bin"] = array.tobytes()
+        files[f"{prefix}/{name}.bin"] = bytes_from_tensor(array)
         golden.append(
             m.GoldenTensor(
                 name=name,

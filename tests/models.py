@@ -23,6 +23,7 @@ ONNX_FROM_DATATYPE: dict[Datatype, int] = {
     "FP16": TensorProto.FLOAT16,
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
 }
 
 # y = 2 x + 1, row by row; s = sum of each row of y.
@@ -98,6 +99,38 @@ def gather_model() -> onnx.ModelProto:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
         {"table": np.arange(4, dtype=np.float32)},
     )
+
+
+WORDS = ("cat", "dog", "grün", "a,b")
+
+
+def text_model() -> onnx.ModelProto:
+    """Return three outputs of strings (batch, 1): themselves, their number, and the next of WORDS.
+
+    What is not among WORDS has the number -1 and is followed by "?".
+    """
+    number = helper.make_node(
+        "LabelEncoder", ["text"], ["number"], domain="ai.onnx.ml",
+        keys_strings=WORDS, values_int64s=range(len(WORDS)), default_int64=-1,
+    )  # fmt: skip
+    following = helper.make_node(
+        "LabelEncoder", ["text"], ["next"], domain="ai.onnx.ml",
+        keys_strings=WORDS, values_strings=(*WORDS[1:], WORDS[0]), default_string="?",
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["text"], ["same"]), number, following],
+        "words",
+        [helper.make_tensor_value_info("text", TensorProto.STRING, ["batch", 1])],
+        [
+            helper.make_tensor_value_info("same", TensorProto.STRING, ["batch", 1]),
+            helper.make_tensor_value_info("number", TensorProto.INT64, ["batch", 1]),
+            helper.make_tensor_value_info("next", TensorProto.STRING, ["batch", 1]),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.checker.check_model(model)
+    return model
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+from edge import openapi
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -24,6 +26,11 @@ def test_the_reference_is_what_the_code_says() -> None:
     module = generator()
     fresh = module.render()
     assert module.REFERENCE.read_text(encoding="utf-8") == fresh, "run `make docs`"
+
+
+def test_the_openapi_document_is_what_the_code_says() -> None:
+    module = generator()
+    assert module.OPENAPI.read_bytes() == openapi.encoded(), "run `make docs`"
 
 
 def test_architecture_names_only_modules_that_exist() -> None:

@@ -151,3 +151,21 @@ def test_batches_of_a_function_are_cut_to_the_asked_size_and_read_again() -> Non
 def test_a_batch_without_common_rows_is_refused(feeds: dict) -> None:
     with pytest.raises(CalibrationError, match="one row a sample"):
         _ = IteratedSamples(lambda: iter([feeds])).count
+
+
+def test_text_is_read_as_bytes_from_either_kind_of_numpy_string(tmp_path: Path) -> None:
+    words = ["cat", "grün", ""]
+    np.savez(tmp_path / "u.npz", text=np.array(words))
+    np.savez(tmp_path / "s.npz", text=np.array([word.encode() for word in words]))
+    for name in ("u.npz", "s.npz"):
+        parts = [feeds["text"] for feeds in open_samples(tmp_path / name).batches(2, 0, 3)]
+        assert [part.tolist() for part in parts] == [[b"cat", "grün".encode()], [b""]]
+
+
+def test_the_digest_of_text_is_that_of_its_letters(tmp_path: Path) -> None:
+    def digest(*words: str) -> str:
+        rows = np.array([word.encode() for word in words], object)
+        return IteratedSamples(lambda: [{"text": rows}]).sha256
+
+    assert digest("cat", "dog") == digest("".join(["c", "at"]), "".join(["do", "g"]))
+    assert len({digest("cat", "dog"), digest("catd", "og"), digest("dog", "cat")}) == 3

@@ -13,6 +13,7 @@ from edge.batching import MAX_PADDED_COST, Extent, Plan
 from edge.errors import BundleError
 from edge.manifest import Batching, bytes_from_manifest, manifest_from_bytes
 from edge.spec import Feeds, Profile, ShapeRange, TensorSpec, check_feeds
+from edge.tensor_bytes import object_array
 from tests.bundles import affine_parts
 from tests.fakes import affine_plan
 
@@ -34,6 +35,36 @@ PROFILE = Profile(
     }
 )
 RAGGED = Batching(ragged="tokens", pads={"ids": 7, "mask": 0}, multiple=4)
+
+
+def test_strings_are_joined_and_parted_but_never_padded() -> None:
+    specs = (TensorSpec(name="text", datatype="BYTES", shape=("batch", "n")),)
+    bounds = ShapeRange(min=(1, 1), opt=(1, 1), max=(8, 4))
+    profile = Profile(ranges={"text": bounds})
+    words = Plan(Batching(), inputs=specs, outputs=specs, profile=profile)
+    parts = [object_array([b"a", b"b\0"], (1, 2)), object_array([b"", b"long"] * 2, (2, 2))]
+    extents = [words.extent({"text": part}) for part in parts]
+    assert words.joined(*extents) is not None
+    joined = words.join([{"text": part} for part in parts])
+    assert joined["text"].tolist() == [[b"a", b"b\0"], [b"", b"long"], [b"", b"long"]]
+    for part, back in zip(parts, words.split(joined, extents), strict=True):
+        assert back["text"].tolist() == part.tolist()
+    longer = words.extent({"text": object_array([b"a"] * 3, (1, 3))})
+    assert words.joined(extents[0], longer) is None
+
+
+def test_a_manifest_that_would_pad_strings_is_refused() -> None:
+    manifest, _ = affine_parts()
+    text = (TensorSpec(name="x", datatype="BYTES", shape=("batch", "n")),)
+    bounds = ShapeRange(min=(1, 1), opt=(1, 1), max=(8, 4))
+    model = replace(
+        manifest.models[0],
+        inputs=text,
+        profile=Profile(ranges={"x": bounds}),
+        batching=Batching(ragged="n", pads={"x": 0}),
+    )
+    with pytest.raises(BundleError, match="strings cannot be padded"):
+        manifest_from_bytes(bytes_from_manifest(replace(manifest, models=(model,))))
 
 
 def plan(batching: Batching | None = RAGGED, max_rows: int | None = None) -> Plan:

@@ -12,6 +12,7 @@ from edge.batching import Plan
 from edge.errors import DeadlineError, NotReadyError, QueueFullError
 from edge.inbox import Inbox, Request, RunCost
 from edge.manifest import Batching
+from edge.tensor_bytes import object_array
 from tests.fakes import DEADLINE_S, FakeClock, affine_plan
 
 TOGETHER = affine_plan(batching=Batching())
@@ -42,6 +43,20 @@ def test_what_waits_is_taken_together_up_to_the_rows_of_the_profile() -> None:
     assert numbers(inbox.take()) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert numbers(inbox.take()) == [8, 9, 10]
     assert inbox.depth == 0
+
+
+def test_bytes_that_wait_are_those_of_strings_too() -> None:
+    inbox = make_inbox(affine_plan(), max_bytes=10_000)
+
+    def put() -> None:
+        feeds = {"x": object_array([b"x" * 4000], (1, 1))}
+        extent = affine_plan().extent(feeds)
+        inbox.put(Request(feeds=feeds, extent=extent, submitted=0.0, deadline=None))
+
+    put()
+    put()
+    with pytest.raises(QueueFullError, match="bytes of requests waiting"):
+        put()
 
 
 def test_a_large_request_waits_for_the_next_batch_but_not_for_ever() -> None:

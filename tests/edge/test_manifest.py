@@ -72,10 +72,10 @@ def test_what_is_written_is_read_back(
     assert json.loads(content)["created"] == created
 
 
-@pytest.mark.parametrize("schema", [0, 2, 10**25])
+@pytest.mark.parametrize("schema", [0, 1, 3, 10**25])
 def test_another_schema_is_named_whatever_else_the_file_holds(schema: int) -> None:
     for document in ({"schema": schema}, {"schema": schema, "models": 5, "new": [1]}):
-        expected = f"manifest.json has schema {schema}, this agent reads 1; install the edge-kit"
+        expected = f"manifest.json has schema {schema}, this agent reads 2; install the edge-kit"
         assert refused(spelled(document)).startswith(expected)
 
 

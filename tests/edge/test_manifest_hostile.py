@@ -163,8 +163,8 @@ def test_a_float_that_is_no_number_is_refused_everywhere(number: str) -> None:
         lambda n: b"[" * n + b"]" * n,
         lambda n: b'{"a":' * n + b"1" + b"}" * n,
         lambda n: b'{"schema":' + b"[" * n + b"]" * n + b"}",
-        lambda n: b'{"schema":1,"unknown":' + b"[" * n + b"]" * n + b"}",
-        lambda n: b'{"schema":1,"models":' + b"[" * n + b"]" * n + b"}",
+        lambda n: b'{"schema":2,"unknown":' + b"[" * n + b"]" * n + b"}",
+        lambda n: b'{"schema":2,"models":' + b"[" * n + b"]" * n + b"}",
     ],
 )
 def test_deep_nesting_is_refused(shape: Callable[[int], bytes], depth: int) -> None:

@@ -18,7 +18,8 @@ OUTPUTS = (
     TensorSpec(name="k", datatype="INT64", shape=("n",)),
 )
 HALF = (TensorSpec(name="h", datatype="FP16", shape=(2,)),)
-JSON_DATATYPES = [name for name in NUMPY_FROM_DATATYPE if name != "FP16"]
+NUMBERS = [name for name in NUMPY_FROM_DATATYPE if name != "BYTES"]
+JSON_NUMBERS = [name for name in NUMBERS if name != "FP16"]
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def binary(datatype: str, shape: list[int], size: int, name: str = "x") -> dict[
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("datatype", JSON_DATATYPES)
+@pytest.mark.parametrize("datatype", JSON_NUMBERS)
 def test_json_data_of_every_datatype_flat_or_nested(datatype: Datatype, nested: bool) -> None:
     array = np.array([[0, 1, 1], [1, 0, 1]]).astype(NUMPY_FROM_DATATYPE[datatype])
     sent = array.tolist() if nested else array.ravel().tolist()
@@ -71,12 +72,62 @@ def test_json_integers_reach_both_ends_of_their_range(datatype: Datatype) -> Non
             parse(tensor(datatype=datatype, data=[0, beyond]))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_json_strings_become_their_utf_8(nested: bool) -> None:
+    sent = [["", "a,b", 'say "hi"'], ["\\", "grüß\0", '\\",["]']]
+    data = sent if nested else [text for row in sent for text in row]
+    feed = parse(tensor(datatype="BYTES", shape=[2, 3], data=data)).feeds["x"]
+    assert feed.tolist() == [[text.encode() for text in row] for row in sent]
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(st.text(st.characters()), min_size=1, max_size=8), is_ascii=st.booleans())
+def test_any_json_strings_are_read_back(texts: list[str], is_ascii: bool) -> None:
+    request = {"inputs": [tensor(datatype="BYTES", shape=[len(texts)], data=texts)]}
+    body = json.dumps(request, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
+    try:
+        feeds = oip.parse_infer(body, None, outputs=OUTPUTS, check=accept).feeds
+    except InputError:
+        assert any("\ud800" <= letter <= "\udfff" for text in texts for letter in text)
+        return
+    # Two halves of a surrogate pair, escaped one by one, are one letter in JSON.
+    sent = [text.encode("utf-16", "surrogatepass").decode("utf-16").encode() for text in texts]
+    assert feeds["x"].tolist() == sent
+
+
+@pytest.mark.parametrize(
+    ("size", "tail", "problem"),
+    [
+        (8, b"", "the body ends after 0 bytes"),
+        (7, bytes(7), "at least 8 bytes"),
+        (-1, b"", "binary_data_size is -1"),
+        (9, bytes(9), "take 8 bytes, the tensor has 9"),
+        (9, struct.pack("<I5s", 6, b"abcde"), "element 0 of 2 ends behind the tensor's 9 bytes"),
+        (9, struct.pack("<I5s", 5, b"abcde"), "element 1 of 2 ends behind"),
+        (8, struct.pack("<II", 0, 2**32 - 1), "element 1 of 2 ends behind"),
+    ],
+)
+def test_binary_strings_of_a_wrong_length_are_refused(size: int, tail: bytes, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        parse_binary(tail, binary("BYTES", [2], size))
+
+
+def test_a_hostile_shape_of_strings_costs_nothing() -> None:
+    for shape in ([2**40], [2**31, 2**31]):
+        head = json.dumps({"inputs": [binary("BYTES", shape, 16)]}).encode()
+        assert peak_bytes_of_refusal(head + bytes(16), accept, len(head)) < 100_000
+    # Empty lists are as short as numbers, and larger in memory.
+    for data in ("[" + "[]," * 300_000 + "[]]", '["' + "a," * 300_000 + '"]'):
+        body = b'{"inputs":[{"name":"x","datatype":"BYTES","shape":[3,1],"data":%s}]}'
+        assert peak_bytes_of_refusal(body % data.encode(), accept) < 8 * len(data)
+
+
 def test_a_number_too_large_for_fp32_is_refused_not_turned_into_infinity() -> None:
     with pytest.raises(InputError, match="range of FP32"):
         parse(tensor(data=[1, 1e39]))
 
 
-@pytest.mark.parametrize("datatype", list(NUMPY_FROM_DATATYPE))
+@pytest.mark.parametrize("datatype", NUMBERS)
 def test_binary_data_is_read_in_place(datatype: Datatype) -> None:
     array = np.array([[0, 1], [1, 0]]).astype(NUMPY_FROM_DATATYPE[datatype])
     raw = array.tobytes()
@@ -113,7 +164,13 @@ def test_binary_layout_is_little_endian_row_major_in_the_order_of_inputs() -> No
         ([tensor(data=None)], "must be a list"),
         ([tensor(datatype="BOOL", data=[0, 1])], "Expected `bool`"),
         ([tensor(datatype="INT32", data=[1.5, 2])], "Expected `int`"),
-        ([tensor(datatype="BYTES", data=["a", "b"])], "'BYTES' is not supported"),
+        ([tensor(datatype="BYTES", data=["a"])], "needs 2 values, data has 1"),
+        ([tensor(datatype="BYTES", data=["a", 1])], "Expected `str`"),
+        ([tensor(datatype="BYTES", data=["a", None])], "Expected `str`"),
+        ([tensor(datatype="BYTES", data=["a,b"])], "needs 2 values, data has 1"),
+        ([tensor(datatype="BYTES", data=['a\\","'])], "needs 2 values, data has 1"),
+        ([tensor(datatype="BYTES", shape=[2, 1], data=[["a", "b"]])], r"in the shape \[1, 2\]"),
+        ([tensor(datatype="BYTES", shape=[2, 2], data=[["a"], ["b", "c", "d"]])], "data has 2"),
         ([tensor(datatype="FP8", data=[1, 2])], "'FP8' is not supported"),
         ([tensor(datatype="FP16")], "binary tensor"),
         ([tensor(shape=[-1, 2])], ">= 1"),
@@ -138,14 +195,14 @@ def test_an_inconsistent_input_is_refused_with_its_reason(
 @pytest.mark.parametrize(
     ("tail", "inputs", "problem"),
     [
-        (b"\0" * 8, [binary("FP32", [1, 3], 8)], "is 12 bytes, binary_data_size says 8"),
-        (b"\0" * 8, [binary("FP32", [1, 2], -8)], "binary_data_size says -8"),
+        (b"\0" * 8, [binary("FP32", [1, 3], 8)], "is 12 bytes, not 8"),
+        (b"\0" * 8, [binary("FP32", [1, 2], -8)], "binary_data_size is -8"),
         (b"\0" * 4, [binary("FP32", [1, 2], 8)], "ends after 4 bytes"),
         (b"\0" * 9, [binary("FP32", [1, 2], 8)], "account for 8"),
         (b"\0" * 8, [tensor()], "account for 0"),
         (b"\0" * 8, [{**binary("FP32", [1, 2], 8), "data": [1, 2]}], "both data"),
         (b"\x02", [binary("BOOL", [1], 1)], "0 or 1"),
-        (b"", [binary("FP32", [2**62, 2**62], 2**40)], "binary_data_size says"),
+        (b"", [binary("FP32", [2**62, 2**62], 2**40)], "ends after 0 bytes"),
     ],
 )
 def test_a_binary_tensor_that_does_not_match_its_body_is_refused(
@@ -230,11 +287,13 @@ def test_an_output_that_cannot_be_given_is_refused(
         parse(tensor(), outputs=outputs)
 
 
-def peak_bytes_of_refusal(body: bytes, check: oip.CheckTensor) -> int:
+def peak_bytes_of_refusal(
+    body: bytes, check: oip.CheckTensor, json_length: int | None = None
+) -> int:
     tracemalloc.start()
     try:
         with pytest.raises(InputError):
-            oip.parse_infer(body, None, outputs=OUTPUTS, check=check)
+            oip.parse_infer(body, json_length, outputs=OUTPUTS, check=check)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -314,13 +373,24 @@ def test_a_body_of_nothing_but_a_tensor_is_one_row_whose_length_may_vary() -> No
         (bytes(4), ()),
         (bytes(4), (*spec("batch", 1), *spec("batch", 1))),
         (b"\x02", spec("batch", 1, datatype="BOOL")),
+        (b"text", spec("batch", 2, datatype="BYTES")),
+        (b"text", spec("batch", "n", datatype="BYTES")),
     ],
 )
 def test_a_body_that_is_no_row_of_the_only_input_is_refused(
     body: bytes, inputs: tuple[TensorSpec, ...]
 ) -> None:
-    with pytest.raises(InputError, match=r"no row of input|one input|BOOL byte"):
+    with pytest.raises(InputError, match=r"no row of input|one input|BOOL byte|one string"):
         oip.parse_raw(body, inputs=inputs, outputs=OUTPUTS)
+
+
+@pytest.mark.parametrize("shape", [("batch", 1), ("batch",), (1,)])
+@pytest.mark.parametrize("body", [b"", b"any \xff bytes"])
+def test_a_body_of_nothing_but_a_string_is_the_string_itself(
+    shape: tuple[int | str, ...], body: bytes
+) -> None:
+    fed = raw(body, spec(*shape, datatype="BYTES"))
+    assert (fed.shape, fed.ravel().tolist()) == ((1,) * len(shape), [body])
 
 
 def test_the_time_limit_and_the_priority_of_a_request_are_read() -> None:
@@ -398,6 +468,34 @@ def test_a_value_that_json_cannot_carry_is_an_error_that_names_binary(bad: float
     assert encode(results, parameters={"binary_data_output": True}).json_length is not None
 
 
+TEXT = (TensorSpec(name="t", datatype="BYTES", shape=("n", 1)),)
+
+
+def encode_text(values: list[bytes], **fields: Any) -> oip.InferResponse:
+    array = np.array(values, object).reshape(-1, 1)
+    request = parse(tensor(), specs=TEXT, **fields)
+    return oip.encode_infer({"t": array}, request, model="m", version="1", outputs=TEXT)
+
+
+def test_strings_are_answered_as_json_text_or_with_their_lengths() -> None:
+    values = ["grüß".encode(), b"", b"a\0"]
+    described = json.loads(encode_text(values).body)["outputs"][0]
+    assert described == {
+        "name": "t", "shape": [3, 1], "datatype": "BYTES", "data": ["grüß", "", "a\0"]
+    }  # fmt: skip
+    response = encode_text(values, parameters={"binary_data_output": True})
+    assert response.body[response.json_length :] == struct.pack(
+        "<I6sII2s", 6, values[0], 0, 2, values[2]
+    )
+
+
+def test_bytes_that_are_no_text_are_refused_in_json_and_sent_in_binary() -> None:
+    with pytest.raises(InputError, match=r"no UTF-8.*binary_data"):
+        encode_text([b"\xff"])
+    response = encode_text([b"\xff"], parameters={"binary_data_output": True})
+    assert response.body.endswith(struct.pack("<I1s", 1, b"\xff"))
+
+
 def test_outputs_that_are_views_are_encoded_row_major() -> None:
     base = np.arange(8, dtype=np.float32).reshape(2, 4)
     results = {**RESULTS, "y": base[:, ::2].T}
@@ -420,11 +518,13 @@ json_values = st.recursive(
 tensors = st.fixed_dictionaries(
     {
         "name": st.sampled_from(["x", "", "y"]) | json_values,
-        "datatype": st.sampled_from([*NUMPY_FROM_DATATYPE, "BYTES"]) | json_values,
+        "datatype": st.sampled_from([*NUMPY_FROM_DATATYPE, "FP8"]) | json_values,
         "shape": st.lists(st.integers(-1, 3) | st.integers(), max_size=3) | json_values,
     },
     optional={
-        "data": st.lists(st.integers(-1, 300) | st.floats(), max_size=9) | json_values,
+        "data": st.lists(st.integers(-1, 300) | st.floats(), max_size=9)
+        | st.lists(st.text(max_size=4), max_size=9)
+        | json_values,
         "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 80)})
         | json_values,
     },

@@ -7,11 +7,12 @@ import onnx
 import pytest
 from onnx.external_data_helper import set_external_data
 
-from edge.errors import BackendUnavailableError, InferenceError, ModelError
+from edge.errors import BackendUnavailableError, InferenceError, InputError, ModelError
 from edge.onnxruntime_library import preload_cuda
 from edge.ort_session import OrtSession
 from edge.session import Session
 from edge.spec import NUMPY_FROM_DATATYPE, Datatype, Profile, ShapeRange, TensorSpec
+from edge.tensor_bytes import object_array
 from tests.fakes import FakeSession
 from tests.models import (
     AFFINE_INPUTS,
@@ -64,10 +65,27 @@ def test_every_datatype_passes_through_unchanged(datatype: Datatype, tmp_path: P
         intra_op_threads=None,
     )
     x = np.array([[0, 1, 1], [1, 0, 1]]).astype(spec.dtype)
+    if datatype == "BYTES":
+        x = object_array([b"", b"a\0", "grün".encode(), b"0", b"1", b"long " * 100], (2, 3))
     y = session.run({"x": x})["y"]
     np.testing.assert_array_equal(y, x)
     assert y.dtype == spec.dtype
     assert not np.shares_memory(x, y)
+    session.close()
+
+
+def test_strings_that_are_no_utf_8_are_refused_and_the_session_lives_on(tmp_path: Path) -> None:
+    session = OrtSession.open(
+        save(identity_model("BYTES"), tmp_path / "identity.onnx"),
+        inputs=(fixed("x", "BYTES", (2, 3)),),
+        outputs=(fixed("y", "BYTES", (2, 3)),),
+        profile=Profile(ranges={}),
+        intra_op_threads=1,
+    )
+    with pytest.raises(InputError, match="'x': an element is no UTF-8"):
+        session.run({"x": object_array([b"\xff"] * 6, (2, 3))})
+    good = object_array([b"good"] * 6, (2, 3))
+    np.testing.assert_array_equal(session.run({"x": good})["y"], good)
     session.close()
 
 

@@ -174,7 +174,7 @@ def test_an_unload_answers_the_requests_inside_and_leaves_the_others(
         )
         assert client.is_server_ready()  # nobody wants it now
         assert not client.is_model_ready("affine")
-        assert refused(lambda: client.unload_model("affine"))[0] == "503"
+        client.unload_model("affine")  # twice is once
 
 
 def test_what_was_unloaded_can_be_loaded_again(

@@ -4,10 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edge import manifest as m
 from edge.errors import BundleError, SelfTestError
 from edge.manifest import Precision
 from edge.self_test import SelfTest, relative_error, run_self_test
-from tests.bundles import affine_parts
+from edge.tensor_bytes import object_array
+from tests.bundles import affine_parts, golden_tensors
 from tests.models import affine
 
 MANIFEST, FILES = affine_parts()
@@ -59,6 +61,24 @@ def test_a_golden_file_of_another_size_names_itself(size: int) -> None:
     files = {**FILES, "affine/golden/0/out/y.bin": bytes(size)}
     with pytest.raises(BundleError, match=rf"golden/0/out/y\.bin holds {size} bytes"):
         run_self_test(MODEL, "int8", infer=lambda feeds: affine(feeds["x"]), read=files.__getitem__)
+
+
+def run_on_words(words: list[bytes]) -> SelfTest:
+    golden = object_array([b"cat", b"dog", "grün".encode()], (3, 1))
+    files: dict[str, bytes] = {}
+    tensors = golden_tensors("words", {"y": golden}, files)
+    case = m.GoldenCase(inputs=(), outputs=tensors)
+    model = replace(MODEL, golden=replace(MODEL.golden, cases=(case,)))
+    outputs = {"y": object_array(words, (len(words), 1))}
+    return run_self_test(model, "int8", infer=lambda feeds: outputs, read=files.__getitem__)
+
+
+def test_strings_must_be_equal_whatever_the_precision_allows() -> None:
+    assert run_on_words([b"cat", b"dog", "grün".encode()]).relative_error == 0.0
+    with pytest.raises(SelfTestError, match="'y' differs in 1 of 3 strings"):
+        run_on_words([b"cat", b"dog", b"green"])
+    with pytest.raises(SelfTestError, match=r"the shape \[2, 1\]"):
+        run_on_words([b"cat", b"dog"])
 
 
 def test_every_case_is_run() -> None:

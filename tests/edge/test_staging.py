@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,13 +25,25 @@ class FakeCuda:
         self.memory[start : start + array.nbytes] = array.tobytes()
         self.copies += 1
 
-    def memcpy_dtoh(self, array: np.ndarray, address: int) -> None:
-        found = np.frombuffer(self.memory, array.dtype, array.size, address - DEVICE_ADDRESS)
-        array[...] = found.reshape(array.shape)
+    def memcpy_dtoh_async(self, array: np.ndarray, address: int, stream: FakeStream) -> None:
+        def copy() -> None:
+            found = np.frombuffer(self.memory, array.dtype, array.size, address - DEVICE_ADDRESS)
+            array[...] = found.reshape(array.shape)
+
+        stream.work.append(copy)
         self.copies += 1
 
-    def memcpy_dtoh_async(self, array: np.ndarray, address: int, stream: object) -> None:
-        self.memcpy_dtoh(array, address)
+
+@dataclass
+class FakeStream:
+    """Does its work when somebody waits for it, as late as a real one may."""
+
+    work: list[Callable[[], None]] = field(default_factory=list)
+
+    def synchronize(self) -> None:
+        for copy in self.work:
+            copy()
+        self.work.clear()
 
 
 def staged(shape: tuple[int, ...], cuda: FakeCuda) -> Staged:
@@ -63,8 +76,10 @@ def test_an_answer_belongs_to_the_caller(shape: tuple[int, ...], dtype: type) ->
     expected = np.random.default_rng(1).integers(-9, 9, shape).astype(np.int32)
     cuda.memory[: expected.nbytes] = expected.tobytes()
     tensor = staged(shape, cuda)
-    tensor.fetch(stream=None)
-    answer = tensor.copied_as(np.dtype(dtype))
+    stream = FakeStream()
+    tensor.fetch(stream)
+    stream.synchronize()
+    answer = tensor.copied_as(np.dtype(dtype), stream)
     assert cuda.copies == 1
     assert answer.dtype == dtype
     cuda.memory[:] = bytes(len(cuda.memory))

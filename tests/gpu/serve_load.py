@@ -63,12 +63,27 @@ def runs_per_second(session: TrtSession, feeds: dict[str, np.ndarray]) -> float:
 def report(
     url: str, request: bytes, rows: int, connections: int, clients: int, best: float
 ) -> None:
+    figures, busy = loaded(url, request, connections, clients, SECONDS)
+    rate = rows * figures["rps"]
+    print(
+        f"agent, {rows} rows a request, {connections} connections: {figures['rps']:.0f} "
+        f"requests/s, {rate:.0f} rows/s ({rate / best:.2f} of the engine's best), "
+        f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, "
+        f"{figures['wrong']:.0f} wrong, GPU {busy} % busy",
+        flush=True,
+    )
+
+
+def loaded(
+    url: str, request: bytes, connections: int, clients: int, seconds: float
+) -> tuple[dict[str, float], list[int]]:
+    """Return what clients in processes of their own saw together, and how busy each GPU was."""
     host, port = url.removeprefix("http://").split(":")
     each = str(connections // clients)
-    command = [sys.executable, "-m", "tests.bench_client", host, port, each, str(SECONDS)]
+    command = [sys.executable, "-m", "tests.bench_client", host, port, each, str(seconds)]
     smi = subprocess.Popen(
-        ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms",
-         "250"],
+        ["nvidia-smi", "--query-gpu=index,utilization.gpu", "--format=csv,noheader,nounits",
+         "-lms", "250"],
         stdout=subprocess.PIPE,
     )  # fmt: skip
     processes = [
@@ -79,22 +94,20 @@ def report(
         assert process.stdin is not None
         process.stdin.write(request)
         process.stdin.close()
-    figures = []
+    found = []
     for process in processes:
         assert process.stdout is not None
-        figures.append(json.loads(process.stdout.read()))
+        found.append(json.loads(process.stdout.read()))
         process.wait()
     smi.terminate()
-    busy = [int(line) for line in smi.communicate()[0].split() if line.isdigit()][2:]
-    rps = sum(f["rps"] for f in figures)
-    p50, p99 = (max(f[key] for f in figures) for key in ("p50_ms", "p99_ms"))
-    wrong = sum(int(f["wrong"]) for f in figures)
-    print(
-        f"agent, {rows} rows a request, {connections} connections: {rps:.0f} requests/s, "
-        f"{rows * rps:.0f} rows/s ({rows * rps / best:.2f} of the engine's best), "
-        f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {wrong} wrong, GPU {np.mean(busy or [0]):.0f} % busy",
-        flush=True,
-    )
+    busy: dict[int, list[int]] = {}
+    for line in smi.communicate()[0].decode().splitlines():
+        gpu, _, percent = line.partition(",")
+        if percent.strip().isdecimal():
+            busy.setdefault(int(gpu), []).append(int(percent))
+    figures = {key: sum(f[key] for f in found) for key in ("rps", "wrong", "requests")}
+    figures |= {key: max(f[key] for f in found) for key in ("p50_ms", "p99_ms")}
+    return figures, [round(np.mean(seen[2:] or [0])) for _, seen in sorted(busy.items())]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from edge.errors import InputError, ModelError
 from edge.session import Session
 from edge.spec import Profile, ShapeRange, StatePair, TensorSpec
 from edge.tensorrt_library import TensorRT, load_tensorrt
-from edge.trt_session import GRAPH_AT_RUN, MAX_SHAPES, TrtSession
+from edge.trt_session import GRAPH_AT_RUN, MAX_PLANS, TrtSession
 from tests.models import (
     AFFINE_INPUTS,
     AFFINE_OUTPUTS,
@@ -88,15 +88,15 @@ def test_answers_stay_right_when_shapes_become_graphs_and_take_turns(
     library: TensorRT, session: TrtSession
 ) -> None:
     rng = np.random.default_rng(0)
-    for _ in range(3 * GRAPH_AT_RUN):
-        for rows in (1, 8, 3, 2):
+    for _ in range(3 * GRAPH_AT_RUN * session.depth):
+        for rows in (1, 8, 3, 2, 5):  # an odd number, so that each shape meets each bank
             x = rng.normal(size=(rows, 4)).astype(np.float32)
             for name, expected in affine(x).items():
                 np.testing.assert_allclose(
                     session.run({"x": x})[name], expected, rtol=1e-6, atol=1e-6
                 )
     # Without profile sharing, only the profile of batch 1 alone keeps its shapes.
-    assert session.graphs == (4 if library.shares_profiles else 1)
+    assert session.graphs == (5 * session.depth if library.shares_profiles else 1)
 
 
 def test_more_shapes_than_are_remembered_still_run(library: TensorRT, tmp_path: Path) -> None:
@@ -111,12 +111,41 @@ def test_more_shapes_than_are_remembered_still_run(library: TensorRT, tmp_path: 
         engine_from_onnx(request, library).plan,
         library=library, inputs=AFFINE_INPUTS, outputs=AFFINE_OUTPUTS, profile=wide,
     )  # fmt: skip
-    for rows in (*range(1, 3 * MAX_SHAPES), *range(1, 9)):
+    for rows in (*range(1, 3 * MAX_PLANS), *range(1, 9)):
         for _ in range(GRAPH_AT_RUN + 1):
             x = np.full((rows, 4), rows, np.float32)
             np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x + 1)
-    assert session.graphs <= MAX_SHAPES
+    assert session.graphs <= MAX_PLANS
     session.close()
+
+
+@pytest.mark.parametrize("use_graphs", [True, False])
+def test_two_runs_that_overlap_give_each_its_own_answer(
+    library: TensorRT, plan: bytes, use_graphs: bool
+) -> None:
+    session = opened(library, plan, use_graphs=use_graphs)
+    rng = np.random.default_rng(0)
+    before = None
+    for number in range(200):
+        x = rng.normal(size=(1 + number % 8, 4)).astype(np.float32)
+        begun = session.start({"x": x})
+        if before is not None:
+            expected, finish = before
+            np.testing.assert_allclose(finish()["y"], expected, rtol=1e-6, atol=1e-6)
+        before = (affine(x)["y"], begun)
+        if session.depth == 1:
+            np.testing.assert_allclose(begun()["y"], affine(x)["y"], rtol=1e-6, atol=1e-6)
+            before = None
+    session.close()
+
+
+def test_a_run_that_is_refused_leaves_its_bank_to_the_next(session: TrtSession) -> None:
+    x = np.ones((2, 4), np.float32)
+    for _ in range(5):
+        with pytest.raises(InputError):
+            session.start({"x": np.ones((99, 4), np.float32)})
+    for _ in range(5):
+        np.testing.assert_array_equal(session.run({"x": x})["y"], affine(x)["y"])
 
 
 def test_two_sessions_share_a_thread_and_close_in_any_order(library: TensorRT, plan: bytes) -> None:

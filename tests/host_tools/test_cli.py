@@ -17,7 +17,17 @@ from host_tools.describe import read_manifest
 from tests.calibration.nets import IMAGE, conv_net, write_samples
 
 HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "transformers", "flask", "rich", "cryptography"}
-VERBS = ["export", "calibrate", "keygen", "pack", "sign", "verify", "inspect", "quickstart"]
+VERBS = [
+    "export",
+    "calibrate",
+    "keygen",
+    "pack",
+    "combine",
+    "sign",
+    "verify",
+    "inspect",
+    "quickstart",
+]
 
 
 def run_script(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
