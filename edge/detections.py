@@ -40,6 +40,7 @@ class Detection:
     row is the box followed by the scores. transposed: whether n is the last axis instead. form:
     corners, or centre or corner with width and height; unit: pixels of what the model sees, or
     fractions of its sides.
+    numbered: whether a score and the number of its class stand for the scores of all classes.
     objectness: whether a score behind the box counts for all classes and multiplies theirs.
     activation: what makes scores of the values. background: a class that is none.
     score_threshold: scores above it count. iou_threshold: a box that overlaps a better one of its
@@ -52,6 +53,7 @@ class Detection:
     transposed: bool = False
     form: Form = "xyxy"
     unit: Unit = "pixels"
+    numbered: bool = False
     objectness: bool = False
     activation: Activation = "none"
     background: Background = "none"
@@ -63,6 +65,8 @@ class Detection:
     @property
     def score_columns(self) -> int:
         """How many values a box has behind, or beside, its four sides."""
+        if self.numbered:
+            return 2
         return len(self.labels) + (self.background != "none") + self.objectness
 
 
@@ -84,6 +88,8 @@ def problem_with(
         return "boxes need image steps: they are given in pixels of an image"
     if not 0 < len(detection.labels) <= MAX_LABELS:
         return f"{len(detection.labels)} labels"
+    if detection.numbered and (detection.objectness or detection.background != "none"):
+        return "a score with the number of its class has no objectness and no background"
     columns = {detection.boxes: 4, detection.scores: detection.score_columns}
     if detection.boxes == detection.scores:
         columns = {detection.boxes: 4 + detection.score_columns}
@@ -168,12 +174,18 @@ def _found(
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out
         values, scores = _scores(values, detection)
     chosen = np.flatnonzero((scores > detection.score_threshold) & np.isfinite(boxes).all(axis=0))
+    if detection.numbered:
+        numbers = values[0, chosen]
+        chosen = chosen[(numbers >= 0) & (numbers < len(detection.labels))]
     chosen = chosen[np.argsort(-scores[chosen], kind="stable")[:MAX_CANDIDATES]]
     corners = _corners(boxes[:, chosen].T.astype(np.float64), detection, image)
     inside = _in_image(corners, placement)
     has_area = _area(inside) > 0
     chosen, corners, inside = chosen[has_area], corners[has_area], inside[has_area]
-    classes = values[:, chosen].argmax(axis=0)
+    if detection.numbered:
+        classes = values[0, chosen].astype(np.intp)
+    else:
+        classes = values[:, chosen].argmax(axis=0)
     kept = np.arange(len(chosen))[: detection.max_detections]
     if detection.iou_threshold is not None:
         kept = kept_of_boxes(
@@ -196,19 +208,23 @@ def _found(
 def _scores(values: AnyArray, detection: Detection) -> tuple[Floats, Floats]:
     """Return the values of the classes (classes, n), background left out, and the best scores.
 
-    A class is as good as its value: the sigmoid, which keeps the order, is taken of the best alone.
+    Of numbered scores, the values are the numbers (1, n). A class is as good as its value: the
+    sigmoid, which keeps the order, is taken of the best alone.
     """
     values = values.astype(np.float32, copy=False)
     if detection.objectness:
         share, values = values[0], values[1:]
-    if detection.activation == "softmax":
+    if detection.activation == "softmax" and not detection.numbered:
         values = np.exp(values - values.max(axis=0))
         values /= values.sum(axis=0)
     if detection.background == "first":
         values = values[1:]
     elif detection.background == "last":
         values = values[:-1]
-    scores = values.max(axis=0)
+    if detection.numbered:
+        scores, values = values[0], values[1:]
+    else:
+        scores = values.max(axis=0)
     if detection.activation == "sigmoid":
         scores = 1 / (1 + np.exp(-scores))
     if detection.objectness:

@@ -51,8 +51,8 @@ def keygen(name: str, out: Path) -> None:
 @click.option(
     "--detection",
     metavar="BOXES",
-    help="Of a detector: yolo, yolov5, detr, rtdetr or ssd, each with ,KEY=VALUE changes, or a "
-    ".json file; /predict then answers with boxes.",
+    help="Of a detector: yolo, yolo-end2end, yolov5, detr, rtdetr or ssd, each with ,KEY=VALUE "
+    "changes, or a .json file; /predict then answers with boxes.",
 )
 @click.option(
     "--embedding",

@@ -25,6 +25,7 @@ LABELS_KEY = "names"  # where Ultralytics' export writes a dict from class numbe
 # Fields of Detection.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "yolo": {"transposed": True, "form": "cxcywh", "iou_threshold": 0.7},
+    "yolo-end2end": {"numbered": True, "iou_threshold": None},
     "yolov5": {"form": "cxcywh", "objectness": True},
     "detr": {
         "form": "cxcywh",

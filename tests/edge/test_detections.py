@@ -136,6 +136,18 @@ def test_scores_are_made_of_values_as_declared() -> None:
     assert one_box([1, -1, 2, 0], **both) == [(1, close(logistic(1) * logistic(2)))]
 
 
+def test_a_score_may_come_with_the_number_of_its_class() -> None:
+    nan = float("nan")
+    rows = [[8, 8, 24, 24, 0.5, 2], [8, 8, 24, 24, 0.75, 0], [8, 8, 24, 24, 0.2, 1]]
+    rows += [[8, 8, 24, 24, 0.9, number] for number in (3, -1, nan)]  # there is no such class
+    how = replace(DETECTION, numbered=True)
+    (found,) = detections({"y": np.array([rows], np.float32)}, how, STEPS, (AS_IT_IS,))
+    assert [(f.label, f.score) for f in found] == [("cat", 0.75), ("bird", 0.5)]
+    outputs = (TensorSpec(name="y", datatype="FP32", shape=("batch", 300, 6)),)
+    assert problem_with(how, STEPS, outputs) is None
+    assert "no objectness" in str(problem_with(replace(how, objectness=True), STEPS, outputs))
+
+
 def marked_photo(width: int, height: int, box: tuple[int, int, int, int]) -> bytes:
     """Return a black image with a white box."""
     pixels = np.zeros((height, width), np.uint8)

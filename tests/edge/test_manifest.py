@@ -103,6 +103,7 @@ DETECTION = {
     "iou_threshold": 0.5,
     "labels": ["cat"],
     "max_detections": 100,
+    "numbered": False,
     "objectness": False,
     "score_threshold": 0.25,
     "scores": "y",

@@ -49,6 +49,8 @@ def test_presets_find_their_outputs_by_shape() -> None:
     assert (yolo.boxes, yolo.scores, yolo.transposed, yolo.form) == (
         "output0", "output0", True, "cxcywh",
     )  # fmt: skip
+    whole = read("yolo-end2end", detector(output0=("batch", 300, 6)))
+    assert (whole.numbered, whole.form, whole.iou_threshold) == (True, "xyxy", None)
     old = read("yolov5", detector(output=("batch", 252, 8)))
     assert (old.objectness, old.transposed) == (True, False)
     detr = read("detr", detector(logits=("batch", 100, 4), pred_boxes=("batch", 100, 4)))
