@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # Rooms and libraries that a room never imports, not even inside a function.
 FORBIDDEN = {
-    "edge": {"calibration", "host_tools", "tests", "onnx", "torch", "transformers", "tokenizers"},
+    "edge": {"calibration", "host_tools", "tests", "onnx", "torch", "transformers"},
     "calibration": {"host_tools", "tests", "torch", "tensorrt", "tensorrt_rtx", "pycuda"},
     "host_tools": {"tests"},
 }
@@ -53,7 +53,8 @@ EDGE_LAYERS = (
     {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer", "places"},
     {"capture_file", "http_client", "http_request"},
     {"http_connection", "onnxruntime_library", "spec"},
-    {"classes", "http_server", "images", "tensor_bytes", "warm_up"},
+    {"classes", "http_server", "images", "tensor_bytes", "text", "warm_up"},
+    {"detections"},
     {
         "cuda_library",
         "manifest",
@@ -65,12 +66,13 @@ EDGE_LAYERS = (
     },
     {"batching", "bundle", "engine_builder", "metrics", "oip", "ort_session", "sealed"},
     {"engine_cache", "inbox", "self_test", "staging", "trt_outputs", "target", "unit"},
-    {"answers", "matching", "trt_tensors", "worker"},
+    {"answers", "asked", "matching", "trt_tensors", "worker"},
     {"choice", "replicas", "trt_engine"},
     {"serving", "trt_session"},
     {"engine_child"},
     {"engine_process", "extensions", "predict", "telemetry"},
-    {"admission", "infer", "openapi"},
+    {"admission", "embeddings"},
+    {"infer", "openapi"},
     {"engine_job", "preparing", "redaction", "replay"},
     {"loading", "recording", "replay_report"},
     {"recorder", "repository"},

@@ -59,8 +59,6 @@ def test_every_key_can_be_given_in_every_place():
         "open_timeout_s": 5,
         "ready_on_cpu": True,
         "models": "a,b",
-        "max_per_client": 7,
-        "max_connections_per_client": 8,
         "warm_up": False,
         "memory_reserve_bytes": 1 << 20,
         "variant": "int8",
