@@ -148,6 +148,10 @@ class AgentConfig:
         default=None,
         metadata=_about("Models to open at start, separated by commas; unset: all of the bundle."),
     )
+    isolate: bool = field(
+        default=False,
+        metadata=_about("Give each model a process of its own; with several GPUs it is so anyway."),
+    )
     warm_up: bool = field(
         default=True,
         metadata=_about("Run the smallest, usual and largest shapes before a model is served."),

@@ -59,6 +59,7 @@ def test_every_key_can_be_given_in_every_place():
         "open_timeout_s": 5,
         "ready_on_cpu": True,
         "models": "a,b",
+        "isolate": True,
         "warm_up": False,
         "memory_reserve_bytes": 1 << 20,
         "variant": "int8",
