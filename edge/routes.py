@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,7 @@ class Route:
     version: str | None = None
 
     @classmethod
+    @functools.lru_cache(maxsize=128)  # asked twice for every request
     def of(cls, path: str) -> Route | None:
         """Return where a path leads; None if it runs no model."""
         if match := _INFER.fullmatch(path):
