@@ -140,8 +140,8 @@ build/tensorrt-bindings/.stamp: Makefile
 $(VENV310)/.stamp: setup.py constraints.txt
 	@echo "installing into $(VENV310)" >&2
 	$(call make_venv,$(PYTHON310),$(VENV310))
-	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort,rtx-build]' \
-		httpx hypothesis onnx pytest 'tritonclient[http]'
+	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort,rtx-build,text]' \
+		httpx hypothesis onnx openai pytest 'tritonclient[http]'
 	@touch $@
 
 .peers/%/.stamp: Makefile

@@ -26,6 +26,7 @@ CORE = [
 ]
 
 ORT = ["onnxruntime>=1.18"]
+TEXT = ["tokenizers>=0.20"]
 HOST = [
     *ORT,
     "jinja2>=3.1",
@@ -35,7 +36,7 @@ HOST = [
     "rich>=13",
     "safetensors>=0.4",
     "scikit-learn>=1.3",
-    "tokenizers>=0.20",
+    *TEXT,
     "torch>=2.6",
     "transformers>=4.50",
 ]
@@ -49,6 +50,8 @@ EXTRAS = {
     "tensorrt": [f"tensorrt>=10.3; {X86}", f"pycuda>=2024.1; {X86}"],
     "jetson": ["jetson-stats>=4.3"],
     "nvml": ["nvidia-ml-py>=12"],
+    # Texts as requests: /predict of models with a tokenizer, and /v1/embeddings.
+    "text": TEXT,
     "host": HOST,
     "dev": [
         *HOST,
@@ -56,8 +59,10 @@ EXTRAS = {
         "httpx>=0.27",
         "hypothesis>=6.100",
         "mypy>=1.10",
+        "openai>=2",
         "pytest>=8",
         "ruff>=0.6",
+        "scipy>=1.10",
         f"tensorrt-rtx>=1.7; {X86}",
         "tritonclient[http]>=2.45",
     ],

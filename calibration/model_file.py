@@ -6,6 +6,7 @@ carries everything from `export` through `calibrate` to `pack`; quantization kee
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,7 +84,7 @@ def profile_from_model(model: onnx.ModelProto) -> Profile:
     Raises GraphError if an input has a varying dimension and the file carries no Profile, or one
     that contradicts the graph.
     """
-    stored = _metadata(model, PROFILE_KEY, Profile)
+    stored = stored_metadata(model, PROFILE_KEY, Profile)
     if stored is not None:
         for spec in specs_from_model(model)[0]:
             _check_profile(spec, stored.ranges.get(spec.name))
@@ -103,7 +104,7 @@ def profile_from_model(model: onnx.ModelProto) -> Profile:
 
 def provenance_from_model(model: onnx.ModelProto) -> Provenance:
     """Return how the model was exported, or what its file alone can tell."""
-    stored = _metadata(model, PROVENANCE_KEY, Provenance)
+    stored = stored_metadata(model, PROVENANCE_KEY, Provenance)
     if stored is not None:
         return stored
     tool = f"{model.producer_name} {model.producer_version}".strip()
@@ -115,7 +116,7 @@ def image_from_model(model: onnx.ModelProto) -> ImagePreprocessing | None:
 
     Raises GraphError for steps that do not fit the graph.
     """
-    steps = _metadata(model, IMAGE_KEY, ImagePreprocessing)
+    steps = stored_metadata(model, IMAGE_KEY, ImagePreprocessing)
     if steps is not None:
         problem = problem_with(steps, specs_from_model(model)[0], profile_from_model(model))
         if problem is not None:
@@ -138,15 +139,32 @@ def set_facts(
     facts: dict[str, object] = {PROFILE_KEY: profile, PROVENANCE_KEY: provenance}
     if image is not None:
         facts[IMAGE_KEY] = image
-    kept = [
-        p for p in model.metadata_props if p.key not in {PROFILE_KEY, PROVENANCE_KEY, IMAGE_KEY}
-    ]
+    set_metadata(model, facts, remove={IMAGE_KEY})
+
+
+def set_metadata(
+    model: onnx.ModelProto, facts: Mapping[str, object], *, remove: Set[str] = frozenset()
+) -> None:
+    """Write facts as JSON into the model's metadata, in place of those of their keys."""
+    gone = {*facts, *remove}
+    kept = [entry for entry in model.metadata_props if entry.key not in gone]
     added = [
         onnx.StringStringEntryProto(key=key, value=msgspec.json.encode(value).decode())
         for key, value in facts.items()
     ]
     del model.metadata_props[:]
     model.metadata_props.extend([*kept, *added])
+
+
+def stored_metadata(model: onnx.ModelProto, key: str, kind: type[_T]) -> _T | None:
+    """Return one fact from the model's metadata, None if it has none; raises GraphError."""
+    for entry in model.metadata_props:
+        if entry.key == key:
+            try:
+                return msgspec.json.decode(entry.value, type=kind)
+            except msgspec.MsgspecError as error:
+                raise GraphError(f"metadata {key} is malformed: {error}; export again") from error
+    return None
 
 
 def _check_profile(spec: TensorSpec, bounds: ShapeRange | None) -> None:
@@ -160,16 +178,6 @@ def _check_profile(spec: TensorSpec, bounds: ShapeRange | None) -> None:
             f"input {spec.name!r} has the shape {list(spec.shape)}, the profile in the file says "
             f"{bounds}; the graph was changed after its export, export it again"
         )
-
-
-def _metadata(model: onnx.ModelProto, key: str, kind: type[_T]) -> _T | None:
-    for entry in model.metadata_props:
-        if entry.key == key:
-            try:
-                return msgspec.json.decode(entry.value, type=kind)
-            except msgspec.MsgspecError as error:
-                raise GraphError(f"metadata {key} is malformed: {error}; export again") from error
-    return None
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -76,19 +76,22 @@ class Admission:
         )
 
     def note(self, manifest: Manifest, variant: Variant, memory_bytes: int) -> None:
-        """Remember the most that opening a variant took here: surer than what others measured."""
+        """Remember the most that opening a variant took here."""
         key = _identity(manifest, variant)
         self._seen[key] = max(memory_bytes, self._seen.get(key, 0))
 
     def _need(self, manifest: Manifest, variant: Variant) -> Need:
-        seen = self._seen.get(_identity(manifest, variant))
-        if seen is not None:
-            return Need(size=seen, source="as it took here before")
-        if variant.engine is not None and variant.engine.memory_bytes:
-            return Need(size=variant.engine.memory_bytes, source="as measured when it was built")
-        if variant.memory_bytes:
-            return Need(size=variant.memory_bytes, source="as measured when it was packed")
+        """Return the largest of what is known: opening may have used memory that was freed."""
+        engine = variant.engine.memory_bytes if variant.engine is not None else 0
         files = sum(manifest.artifact(path).size for path in variant.files)
+        known = (
+            Need(size=engine, source="as measured when it was built"),
+            Need(size=variant.memory_bytes, source="as measured when it was packed"),
+            Need(size=self._seen.get(_identity(manifest, variant), 0), source="as it took here"),
+        )
+        largest = max(known, key=lambda need: need.size)
+        if largest.size:
+            return largest
         return Need(size=files, source="its files alone, as it was never measured")
 
 

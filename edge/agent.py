@@ -28,6 +28,7 @@ from edge.loading import Loader
 from edge.notify import Notifier
 from edge.preparing import Prepare
 from edge.probes import ProbeChain, PsutilProbe
+from edge.recorder import Recorder
 from edge.repository import Repository
 from edge.serving import Serving
 from edge.target import Target
@@ -111,13 +112,23 @@ class Agent:
         )
         loop = Loop()
         app = create_app(serving, repository, max_body_bytes=config.max_body_bytes, clock=clock)
-        handler = InferHandler(inference, loop, AppHandler(app, loop))
+        handler = Recorder(
+            InferHandler(inference, loop, AppHandler(app, loop)),
+            loop,
+            is_allowed=config.allow_capture,
+            input_names=lambda: {spec.name for m in serving.models for spec in m.inputs},
+            max_body_bytes=config.max_body_bytes,
+            count=serving.metrics.record_response,
+            clock=clock,
+        )
         server = HttpServer.open(
             handler,
             loop,
             host=config.host,
             port=config.port,
             max_body_bytes=config.max_body_bytes,
+            max_per_client=config.max_per_client,
+            max_connections_per_client=config.max_connections_per_client,
             on_refusal=serving.metrics.record_response,
             clock=clock,
         )

@@ -14,7 +14,7 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from edge import __version__, openapi
+from edge import __version__, embeddings, openapi
 from edge.errors import EdgeError, InputError
 from edge.extensions import (
     EXTENSIONS,
@@ -122,6 +122,15 @@ def create_app(
         repository.unload(name).result()
         return _json({})
 
+    def encoders() -> Response:
+        return _json(embeddings.model_list(serving))
+
+    def encoder(name: str) -> Response:
+        try:
+            return _json(embeddings.model_entry(serving, name))
+        except EdgeError as error:
+            return _response(embeddings.error_answer(error))
+
     def metrics() -> Response:
         return Response(serving.metrics.exposition(), content_type=METRICS_CONTENT_TYPE)
 
@@ -144,6 +153,8 @@ def create_app(
         ("/v2/models/<name>/stats", stats),
         ("/v2/models/<name>/versions/<version>/stats", stats),
         ("/v2/models/stats", all_stats),
+        ("/v1/models", encoders),
+        ("/v1/models/<name>", encoder),
         ("/metrics", metrics),
         ("/telemetry", telemetry),
         (openapi.OPENAPI_PATH, openapi_document),

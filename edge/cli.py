@@ -17,6 +17,7 @@ import click
 
 from edge import __version__
 from edge.bench_command import bench
+from edge.cli_capture import capture, replay
 from edge.config import AgentConfig, describe_config, load_config, read_config_file
 from edge.config_options import config_options, given_only
 from edge.console import CommandGroup, configure_logging, run_command_line
@@ -168,7 +169,7 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
     )
 
 
-for _command in (bench, profile):
+for _command in (bench, capture, profile, replay):
     cli.add_command(_command)
 
 

@@ -62,6 +62,24 @@ class AgentConfig:
         default=64 << 20,
         metadata=_about("Largest request body.", low=1024, high=(1 << 31) - 1),
     )
+    max_per_client: int | None = field(
+        default=None,
+        metadata=_about(
+            "Requests that one client address may have here at a time, but for GET; more are "
+            "refused with status 429. Unset: no limit, as clients behind one proxy share an "
+            "address.",
+            low=1,
+            high=4096,
+        ),
+    )
+    max_connections_per_client: int | None = field(
+        default=None,
+        metadata=_about(
+            "Connections that one client address may have; unset: as many as the agent takes.",
+            low=1,
+            high=4096,
+        ),
+    )
     queue_size: int = field(
         default=64,
         metadata=_about(
@@ -130,6 +148,10 @@ class AgentConfig:
         default=None,
         metadata=_about("Models to open at start, separated by commas; unset: all of the bundle."),
     )
+    isolate: bool = field(
+        default=False,
+        metadata=_about("Give each model a process of its own; with several GPUs it is so anyway."),
+    )
     warm_up: bool = field(
         default=True,
         metadata=_about("Run the smallest, usual and largest shapes before a model is served."),
@@ -145,6 +167,12 @@ class AgentConfig:
     variant: str | None = field(
         default=None,
         metadata=_about("Serve this variant instead of choosing one."),
+    )
+    allow_capture: bool = field(
+        default=False,
+        metadata=_about(
+            "Let whoever reaches the agent record what is sent to it, with `edge-agent capture`."
+        ),
     )
     log_level: LogLevel = field(
         default="info",

@@ -46,6 +46,12 @@ class StorageError(EdgeError):
     code = "storage"
 
 
+class CaptureError(EdgeError):
+    """Requests could not be recorded or sent again, or a file of them cannot be read."""
+
+    code = "capture"
+
+
 class BundleError(EdgeError):
     """A bundle is incomplete, altered or malformed; the message names the file."""
 

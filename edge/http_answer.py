@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -115,9 +116,11 @@ def unpacked(body: bytes, encoding: str, *, max_body_bytes: int) -> bytes:
 
 def packed(answer: HttpAnswer, accepted: str) -> HttpAnswer:
     """Return an answer compressed if the client asks for it and there is something to gain."""
+    if not accepted or len(answer.body) < SMALLEST_COMPRESSED:
+        return answer
     wanted = {part.partition(";")[0].strip().lower() for part in accepted.split(",")}
     kind = next((kind for kind in _WBITS if kind in wanted), None)
-    if kind is None or len(answer.body) < SMALLEST_COMPRESSED:
+    if kind is None:
         return answer
     stream = zlib.compressobj(_LEVEL, wbits=_WBITS[kind])
     body = stream.compress(answer.body) + stream.flush()
@@ -125,6 +128,7 @@ def packed(answer: HttpAnswer, accepted: str) -> HttpAnswer:
     return HttpAnswer(status=answer.status, body=body, headers=headers)
 
 
+@functools.cache
 def _phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httptools
 
-from edge.http_answer import HttpAnswer, head_of, json_error, too_large
-from edge.wsgi_environ import environ_of
+from edge.errors import QueueFullError
+from edge.http_answer import HttpAnswer, answer_from_error, head_of, json_error, too_large
+from edge.http_limits import Budget, ClientPlaces, client_from_address
+from edge.http_request import ArrivingRequest, RefusedError
+from edge.wsgi_environ import environ_of, target_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -26,12 +29,21 @@ IDLE_S = 60.0  # without a request; also without progress of an answer
 ARRIVAL_S = 20.0  # for a head, and between two pieces of a body
 LINGER_S = 30.0
 MAX_DISCARDED_BYTES = 1 << 30
+# Answered in no time, and asked by those who watch the agent: no limit per client keeps them out.
+WATCHING_METHODS = {"GET", "HEAD"}
 
 Cancel = Callable[[], None]
 
 
 class Handler(Protocol):
-    """Answers requests: `reply` is called once, from any thread, now or later."""
+    """Answers requests: `reply` is called once, in the loop's thread, now or later."""
+
+    def admit(self, method: str, path: str) -> HttpAnswer | None:
+        """Return why a request whose head has come is refused; its body is then thrown away.
+
+        Called in the loop's thread. Nothing is held for a request that may come: until its body
+        is whole it holds no place, so that clients who trickle keep nobody out.
+        """
 
     def __call__(
         self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
@@ -40,25 +52,6 @@ class Handler(Protocol):
 
     def close(self) -> None:
         """Stop what was started for it."""
-
-
-class Budget:
-    """Bytes of bodies that all connections together may hold; used in the loop's thread."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.used = 0
-        self._max_bytes = max_bytes
-
-    def take(self, count: int) -> bool:
-        """Take bytes if they are left."""
-        if self.used + count > self._max_bytes:
-            return False
-        self.used += count
-        return True
-
-    def give_back(self, count: int) -> None:
-        """Return what was taken."""
-        self.used -= count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,36 +63,10 @@ class Rules:
     address: tuple[str, int]
     max_body_bytes: int
     arriving: Budget
+    per_client: ClientPlaces  # of requests, from the head to the answer
     on_refusal: Callable[[int], None]
     on_open: Callable[[Connection], HttpAnswer | None]  # an answer refuses the connection
     on_close: Callable[[Connection], None]
-
-
-@dataclass(slots=True)
-class _Request:
-    """A request that arrives."""
-
-    url: bytes = b""
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    head_bytes: int = 0
-    is_headed: bool = False
-    body: bytearray = field(default_factory=bytearray)
-    method: str = ""
-    version: str = "1.1"
-    keeps_alive: bool = False
-    taken: int = 0  # of the budget
-
-    def fields(self) -> dict[bytes, bytes]:
-        """Return the headers by name in lower case, the last of each."""
-        return {name.lower(): value for name, value in self.headers}
-
-
-class _RefusedError(Exception):
-    """A request that gets no further; raised through the parser."""
-
-    def __init__(self, answer: HttpAnswer) -> None:
-        super().__init__(answer.status)
-        self.answer = answer
 
 
 class Connection(asyncio.Protocol):
@@ -109,18 +76,20 @@ class Connection(asyncio.Protocol):
         self._rules = rules
         self._transport: Any = None
         self._parser = httptools.HttpRequestParser(self)
-        self._arriving: _Request | None = None
-        self._waiting: deque[_Request] = deque()
-        self._answering: _Request | None = None
+        self._arriving: ArrivingRequest | None = None
+        self._waiting: deque[ArrivingRequest] = deque()
+        self._answering: ArrivingRequest | None = None
         self._cancel: Cancel | None = None
         self._remote = ""
+        self.client = ""  # as `ClientPlaces` counts it
         self._last = rules.loop.time()
         self._unsent = 0
         self._lingers_until: float | None = None
         self._discarded = 0
         self._is_ended = False  # the client sends no more, or nothing that is read
-        self._offered: _Request | None = None  # with an offer of another protocol
+        self._offered: ArrivingRequest | None = None  # with an offer of another protocol
         self.is_draining = False
+        self.is_counted = False  # among the connections of its client
 
     # The transport's side.
 
@@ -129,6 +98,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self._remote = peer[0] if peer else ""
+        self.client = client_from_address(self._remote)
         refusal = self._rules.on_open(self)
         if refusal is not None:
             self._refuse(refusal)
@@ -153,9 +123,9 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade as error:
             if self._offered is not None:
                 self.data_received(data[error.args[0] :])
-        except (httptools.HttpParserError, _RefusedError) as error:
-            cause = error if isinstance(error, _RefusedError) else error.__context__
-            if isinstance(cause, _RefusedError):
+        except (httptools.HttpParserError, RefusedError) as error:
+            cause = error if isinstance(error, RefusedError) else error.__context__
+            if isinstance(cause, RefusedError):
                 self._refuse(cause.answer)
             else:
                 self._refuse(json_error(400, f"Bad Request: no HTTP that can be read: {error}"))
@@ -175,17 +145,15 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of whatever was being made for the client."""
-        cancel, self._cancel = self._cancel, None
         self._drop_all()
-        if cancel is not None:
-            cancel()
         self._rules.on_close(self)
+        del self._parser  # it holds our methods: together they would wait for the collector
 
     # The parser's side.
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._arriving = _Request()
+        self._arriving = ArrivingRequest()
 
     def on_url(self, url: bytes) -> None:
         """Add a piece of the target."""
@@ -207,21 +175,33 @@ class Connection(asyncio.Protocol):
         request.version = self._parser.get_http_version()
         fields = request.fields()
         if self._parser.should_upgrade() and b"transfer-encoding" in fields:
-            raise _RefusedError(json_error(400, "Bad Request: an upgrade with a chunked body"))
+            raise RefusedError(json_error(400, "Bad Request: an upgrade with a chunked body"))
         length = fields.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self._rules.max_body_bytes):
-            raise _RefusedError(self._too_large())
+            raise RefusedError(self._too_large())
+        try:
+            request.path, request.query = target_of(request.url)
+        except httptools.HttpParserInvalidURLError:
+            message = "Bad Request: the target of the request is malformed"
+            raise RefusedError(json_error(400, message)) from None
+        request.refusal = self._admit(request)
         if fields.get(b"expect", b"").lower() == b"100-continue":
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if request.refusal is None:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            elif self._answering is None:  # nobody knows whether the body still comes
+                raise RefusedError(request.refusal)
 
     def on_body(self, body: bytes) -> None:
         """Add a piece of the body."""
         request = self._current()
-        if len(request.body) + len(body) > self._rules.max_body_bytes:
-            raise _RefusedError(self._too_large())
+        request.body_bytes += len(body)
+        if request.body_bytes > self._rules.max_body_bytes:
+            raise RefusedError(self._too_large())
+        if request.refusal is not None:
+            return
         if not self._rules.arriving.take(len(body)):
             message = "Service Unavailable: other bodies fill the memory for them; retry later"
-            raise _RefusedError(json_error(503, message))
+            raise RefusedError(json_error(503, message))
         request.taken += len(body)
         request.body += body
 
@@ -236,15 +216,29 @@ class Connection(asyncio.Protocol):
         request.keeps_alive = self._parser.should_keep_alive()
         self._line_up(request)
 
-    def _take_offered(self, request: _Request, data: bytes) -> None:
+    def _admit(self, request: ArrivingRequest) -> HttpAnswer | None:
+        """Take a place for a request; where it gets none, return what its client is told."""
+        places = self._rules.per_client
+        if request.method not in WATCHING_METHODS:
+            if not places.take(self.client):
+                message = f"client {self.client} has {places.most} requests here; retry later"
+                self._rules.on_refusal(429)
+                return answer_from_error(QueueFullError(message))
+            request.has_place = True
+        refusal = self._rules.handler.admit(request.method, request.path)
+        if refusal is not None:
+            self._drop(request)
+        return refusal
+
+    def _take_offered(self, request: ArrivingRequest, data: bytes) -> None:
         length = int(request.fields().get(b"content-length", b"0"))
-        self.on_body(data[: length - len(request.body)])
-        if len(request.body) >= length:
+        self.on_body(data[: length - request.body_bytes])
+        if request.body_bytes >= length:
             self._offered, self._is_ended = None, True
             self._transport.pause_reading()
             self._line_up(request)
 
-    def _line_up(self, request: _Request) -> None:
+    def _line_up(self, request: ArrivingRequest) -> None:
         self._arriving = None
         self._waiting.append(request)
         if self._answering is None:
@@ -287,26 +281,26 @@ class Connection(asyncio.Protocol):
         request = self._answering = self._waiting.popleft()
         if not self._waiting and not self._is_ended:
             self._transport.resume_reading()
-        body, request.body = bytes(request.body), bytearray()
-        try:
-            environ = environ_of(
-                request.method,
-                request.url,
-                request.headers,
-                version=request.version,
-                length=len(body),
-                client=self._remote,
-                server=self._rules.address,
-            )
-        except (httptools.HttpParserInvalidURLError, UnicodeError, ValueError):
-            self._refuse(json_error(400, "Bad Request: the target of the request is malformed"))
+        if request.refusal is not None:
+            self._reply(request, request.refusal)
             return
+        body, request.body = bytes(request.body), bytearray()
+        environ = environ_of(
+            request.method,
+            request.path,
+            request.query,
+            request.headers,
+            version=request.version,
+            length=len(body),
+            client=self._remote,
+            server=self._rules.address,
+        )
         self._cancel = None
         cancel = self._rules.handler(environ, body, lambda answer: self._reply(request, answer))
         if self._answering is request:  # not answered yet
             self._cancel = cancel
 
-    def _reply(self, request: _Request, answer: HttpAnswer) -> None:
+    def _reply(self, request: ArrivingRequest, answer: HttpAnswer) -> None:
         """Send the answer to the request that is being answered; one that is gone gets none."""
         if self._answering is not request:
             return
@@ -327,7 +321,8 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, answer: HttpAnswer) -> None:
         """Answer at once, then read on for a while: a reset would destroy the answer."""
-        self._rules.on_refusal(answer.status)
+        if self._arriving is None or self._arriving.refusal is not answer:  # else it is counted
+            self._rules.on_refusal(answer.status)
         self._drop_all()
         self._write(answer, closes=True)
         self._lingers_until = self._rules.loop.time() + LINGER_S
@@ -347,30 +342,37 @@ class Connection(asyncio.Protocol):
             self._transport.writelines([head, answer.body])
 
     def _drop_all(self) -> None:
+        """Let go of every request; nobody will hear the answer to the one under way."""
+        cancel, self._cancel = self._cancel, None
         for request in (self._answering, self._arriving, *self._waiting):
             if request is not None:
                 self._drop(request)
         self._answering, self._arriving, self._offered = None, None, None
         self._waiting.clear()
+        if cancel is not None:
+            cancel()
 
-    def _drop(self, request: _Request) -> None:
+    def _drop(self, request: ArrivingRequest) -> None:
         self._rules.arriving.give_back(request.taken)
         request.taken = 0
+        if request.has_place:
+            request.has_place = False
+            self._rules.per_client.give_back(self.client)
 
-    def _current(self) -> _Request:
+    def _current(self) -> ArrivingRequest:
         if self._arriving is None:
-            self._arriving = _Request()
+            self._arriving = ArrivingRequest()
         return self._arriving
 
-    def _count(self, request: _Request, size: int) -> None:
+    def _count(self, request: ArrivingRequest, size: int) -> None:
         request.head_bytes += size
         self._check_head(request)
 
     @staticmethod
-    def _check_head(request: _Request) -> None:
+    def _check_head(request: ArrivingRequest) -> None:
         if request.head_bytes > MAX_HEADER_BYTES:
             message = f"Request Header Fields Too Large: more than {MAX_HEADER_BYTES} bytes"
-            raise _RefusedError(json_error(431, message))
+            raise RefusedError(json_error(431, message))
 
     def _too_large(self) -> HttpAnswer:
         return json_error(413, str(too_large(self._rules.max_body_bytes)))

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import ConfigError
-from edge.http_answer import AGENT_FAILED, HttpAnswer, json_error
-from edge.http_connection import Budget, Cancel, Connection, Handler, Rules
+from edge.errors import ConfigError, QueueFullError
+from edge.http_answer import AGENT_FAILED, HttpAnswer, answer_from_error, json_error
+from edge.http_connection import Cancel, Connection, Handler, Rules
+from edge.http_limits import Budget, ClientPlaces
 from edge.pool import Pool
 from edge.wsgi_environ import with_input
 
@@ -94,6 +95,10 @@ class AppHandler:
         self._loop = loop
         self._pool = Pool(threads, "http")
 
+    def admit(self, method: str, path: str) -> HttpAnswer | None:
+        """Refuse nothing."""
+        return None
+
     def __call__(
         self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
     ) -> Cancel | None:
@@ -146,10 +151,17 @@ class HttpServer:
         listener: socket.socket,
         *,
         max_body_bytes: int,
+        max_per_client: int | None,
+        max_connections_per_client: int | None,
         clock: Callable[[], float],
     ) -> None:
         self.loop = loop
         self.arriving = Budget(LARGEST_BODIES * max_body_bytes)
+        self.requests = ClientPlaces(max_per_client)
+        most = max_connections_per_client
+        # As many again are told that they are too many; what comes then is closed.
+        self.connections = ClientPlaces(None if most is None else 2 * most)
+        self._max_connections_per_client = most
         self._handler = handler
         self._listener = listener
         self._clock = clock
@@ -167,12 +179,16 @@ class HttpServer:
         host: str,
         port: int,
         max_body_bytes: int,
+        max_per_client: int | None = None,
+        max_connections_per_client: int | None = None,
         on_refusal: Callable[[int], None] = lambda status: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> HttpServer:
         """Listen on host and port, 0 for a free one; raises ConfigError if that cannot be had.
 
         The server closes handler and loop at its end, and if it cannot be opened.
+        max_per_client, max_connections_per_client: requests, but for those of WATCHING_METHODS, and
+        connections that one client may have at a time; see `http_limits.client_from_address`.
         on_refusal: called with the status of every answer that the handler did not give.
         """
         try:
@@ -181,13 +197,22 @@ class HttpServer:
             handler.close()
             loop.events.close()
             raise
-        server = cls(handler, loop, listener, max_body_bytes=max_body_bytes, clock=clock)
+        server = cls(
+            handler,
+            loop,
+            listener,
+            max_body_bytes=max_body_bytes,
+            max_per_client=max_per_client,
+            max_connections_per_client=max_connections_per_client,
+            clock=clock,
+        )
         rules = Rules(
             handler=handler,
             loop=loop.events,
             address=server._address,
             max_body_bytes=max_body_bytes,
             arriving=server.arriving,
+            per_client=server.requests,
             on_refusal=on_refusal,
             on_open=server._welcome,
             on_close=server._forget,
@@ -254,6 +279,14 @@ class HttpServer:
 
     def _welcome(self, connection: Connection) -> HttpAnswer | None:
         self._connections.add(connection)
+        most = self._max_connections_per_client
+        connection.is_counted = self.connections.take(connection.client)
+        if not connection.is_counted:
+            connection.abort()
+            return None
+        if most is not None and self.connections.taken[connection.client] > most:
+            message = f"client {connection.client} has {most} connections here; use one of them"
+            return answer_from_error(QueueFullError(message))
         if len(self._connections) <= MAX_CONNECTIONS:
             return None
         message = f"Service Unavailable: {MAX_CONNECTIONS} connections are open; retry later"
@@ -261,6 +294,8 @@ class HttpServer:
 
     def _forget(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        if connection.is_counted:
+            self.connections.give_back(connection.client)
         if self._is_draining:
             self.wake()
 

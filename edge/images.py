@@ -59,6 +59,30 @@ class ImagePreprocessing:
     layout: Layout = "NCHW"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where an image lies in what the model sees: x there = left + x_scale * x of the image.
+
+    left, top: pixels that were added (letterbox) or, if negative, cut off (crop). width, height:
+    of the upright image.
+    """
+
+    width: int
+    height: int
+    x_scale: float
+    y_scale: float
+    left: int
+    top: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedImage:
+    """The tensor of one image, see `tensor_from_image`, and where the image lies in it."""
+
+    tensor: AnyArray
+    placement: Placement
+
+
 def problem_with(
     how: ImagePreprocessing, inputs: tuple[TensorSpec, ...], profile: Profile
 ) -> str | None:
@@ -98,7 +122,15 @@ def tensor_from_image(content: bytes, how: ImagePreprocessing, dtype: np.dtype[A
     Raises InputError for what is not a readable image of FORMATS with at most MAX_PIXELS, and
     BackendUnavailableError without Pillow.
     """
-    bytes_of_pixels = _fitted(_decoded(content, how.channels), how)
+    return placed_from_image(content, how, dtype).tensor
+
+
+def placed_from_image(content: bytes, how: ImagePreprocessing, dtype: np.dtype[Any]) -> PlacedImage:
+    """Return the tensor of one encoded image and the place of the image in it.
+
+    Raises what `tensor_from_image` raises.
+    """
+    bytes_of_pixels, placement = _fitted(_decoded(content, how.channels), how)
     if how.channels == "BGR":
         bytes_of_pixels = bytes_of_pixels[:, :, ::-1]
     if dtype == np.uint8:
@@ -111,7 +143,7 @@ def tensor_from_image(content: bytes, how: ImagePreprocessing, dtype: np.dtype[A
             values /= np.array(how.std, np.float32)
     if how.layout == "NCHW":
         values = values.transpose(2, 0, 1)
-    return np.ascontiguousarray(values[None], dtype)
+    return PlacedImage(tensor=np.ascontiguousarray(values[None], dtype), placement=placement)
 
 
 def check_header(content: bytes) -> None:
@@ -148,23 +180,33 @@ def _decoded(content: bytes, channels: Channels) -> Any:
         raise InputError(f"the image is damaged: {first_line(error)}") from error
 
 
-def _fitted(image: Any, how: ImagePreprocessing) -> npt.NDArray[np.uint8]:
-    """Return the pixels as (height, width, channels)."""
+def _fitted(image: Any, how: ImagePreprocessing) -> tuple[npt.NDArray[np.uint8], Placement]:
+    """Return the pixels as (height, width, channels), and where the image lies in them."""
     image_module = _pillow()[0]
     filters = image_module.Resampling[how.resample.upper()]
     if how.fit != "letterbox":
-        image = image.resize(_resized(image.size, how), filters)
-        left, top = (image.width - how.width) // 2, (image.height - how.height) // 2
-        image = image.crop((left, top, left + how.width, top + how.height))
+        size = _resized(image.size, how)
+        left, top = (size[0] - how.width) // 2, (size[1] - how.height) // 2
+        fitted = image.resize(size, filters)
+        fitted = fitted.crop((left, top, left + how.width, top + how.height))
+        left, top = -left, -top
     else:
         ratio = min(how.width / image.width, how.height / image.height)
         size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-        inside = image.resize(size, filters)
+        left, top = (how.width - size[0]) // 2, (how.height - size[1]) // 2
         padding = (how.pad,) * len(how.channels)
-        image = image_module.new(image.mode, (how.width, how.height), padding)
-        image.paste(inside, ((how.width - size[0]) // 2, (how.height - size[1]) // 2))
-    pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+        fitted = image_module.new(image.mode, (how.width, how.height), padding)
+        fitted.paste(image.resize(size, filters), (left, top))
+    placement = Placement(
+        width=image.width,
+        height=image.height,
+        x_scale=size[0] / image.width,
+        y_scale=size[1] / image.height,
+        left=left,
+        top=top,
+    )
+    pixels = np.asarray(fitted)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None], placement
 
 
 def _resized(size: tuple[int, int], how: ImagePreprocessing) -> tuple[int, int]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from werkzeug.wrappers import Request
-
-from edge import oip
+from edge import embeddings, oip
+from edge.asked import Asked, submit_in_turn
 from edge.errors import EdgeError, InputError
 from edge.http_answer import (
     AGENT_FAILED,
@@ -31,12 +30,11 @@ from edge.http_server import Loop
 from edge.inbox import Answer, too_late
 from edge.manifest import Model
 from edge.pool import Pool
-from edge.predict import ImageRequests, predictions
-from edge.routes import Route
+from edge.predict import Predictor
+from edge.routes import Kind, Route
 from edge.serving import ServedModel, Serving
-from edge.spec import check_feeds, check_tensor, check_together
+from edge.spec import AnyArray, check_feeds, check_tensor, check_together
 from edge.tensor_bytes import held_bytes
-from edge.wsgi_environ import with_input
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -49,7 +47,7 @@ _MAX_DIGITS = 15
 
 logger = logging.getLogger(__name__)
 
-Parse = Callable[[Model], oip.InferRequest]
+Parse = Callable[[ServedModel], Asked]
 
 
 class Inference:
@@ -65,33 +63,42 @@ class Inference:
     ) -> None:
         self.serving = serving
         self.clock = clock
-        self.images = ImageRequests()
+        self.predictor = Predictor(max_body_bytes=max_body_bytes, timeout_s=request_timeout_s)
         self._request_timeout_s = request_timeout_s
         self._max_body_bytes = max_body_bytes
 
-    def parser(self, environ: WSGIEnvironment, body: bytes, route: Route) -> Parse:
-        """Return what reads the request, once its model is known."""
-        if route.kind == "predict":
-            request = Request(with_input(environ, body))
-            return functools.partial(self.images.parse, request, timeout_s=self._request_timeout_s)
-        return functools.partial(self._parse, environ, body)
+    def addressed(self, environ: WSGIEnvironment, body: bytes, route: Route) -> Addressed:
+        """Return the model that a request is for and what reads it, once the model is known.
 
-    def limit_s(self, environ: WSGIEnvironment, parsed: oip.InferRequest) -> float:
+        Raises InputError if the body has to name the model, and does not.
+        """
+        if route.kind == "embeddings":
+            most = min(self._max_body_bytes, embeddings.MAX_BODY_BYTES)
+            encoding = environ.get("HTTP_CONTENT_ENCODING", "")
+            body = unpacked(body, encoding, max_body_bytes=most)
+            parse = functools.partial(embeddings.asked_from_body, body)
+            return Addressed(name=embeddings.model_of(body), parse=parse)
+        assert route.name is not None  # noqa: S101 - see Route
+        read = self.predictor.asked if route.kind == "predict" else self._asked
+        parse = functools.partial(read, environ, body)
+        return Addressed(name=route.name, version=route.version, parse=parse)
+
+    def limit_s(self, environ: WSGIEnvironment, asked: Asked) -> float:
         """Return how long the request may take: the shortest of all that is said about it."""
-        limits = (self._request_timeout_s, _timeout_s(environ), parsed.timeout_s)
+        limits = (self._request_timeout_s, _timeout_s(environ), asked.timeout_s)
         return min(limit for limit in limits if limit is not None)
 
-    def encoded(self, served: ServedModel, parsed: oip.InferRequest, answer: Answer) -> HttpAnswer:
-        """Return the outputs as the request wants them; raises InputError if JSON cannot."""
+    def _asked(self, environ: WSGIEnvironment, body: bytes, served: ServedModel) -> Asked:
         model = served.model
-        if parsed.wants_classes and model.classes is not None:
-            return HttpAnswer(status=200, body=predictions(answer.outputs, model, model.classes))
-        response = oip.encode_infer(
-            answer.outputs, parsed, model=model.name, version=model.version, outputs=model.outputs
+        parsed = self._parsed(environ, body, model)
+        return Asked(
+            parts=(parsed.feeds,),
+            encode=functools.partial(_encoded, parsed, model),
+            timeout_s=parsed.timeout_s,
+            priority=parsed.priority,
         )
-        return HttpAnswer(status=200, body=response.body, headers=response.headers)
 
-    def _parse(self, environ: WSGIEnvironment, body: bytes, model: Model) -> oip.InferRequest:
+    def _parsed(self, environ: WSGIEnvironment, body: bytes, model: Model) -> oip.InferRequest:
         encoding = environ.get("HTTP_CONTENT_ENCODING", "")
         body = unpacked(body, encoding, max_body_bytes=self._max_body_bytes)
         length = oip.json_length_from_header(
@@ -108,6 +115,15 @@ class Inference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Addressed:
+    """The model that a request is for, and what reads the request."""
+
+    name: str
+    version: str | None = None
+    parse: Parse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
     """When a request came, was parsed, had run, and was encoded; seconds on one clock."""
 
@@ -116,11 +132,11 @@ class Times:
     ended: float
     done: float
 
-    def record(self, served: ServedModel, parsed: oip.InferRequest, answer: Answer) -> None:
+    def record(self, served: ServedModel, asked: Asked, answer: Answer) -> None:
         """Count an answered request."""
         served.record_answer(
             answer,
-            rows=parsed.rows,
+            rows=asked.rows,
             parse_s=self.begun - self.started,
             encode_s=self.done - self.ended,
             total_s=self.done - self.started,
@@ -136,6 +152,25 @@ class InferHandler:
         self.helpers = Pool(HELPERS, "infer")
         self._otherwise = otherwise
 
+    def admit(self, method: str, path: str) -> HttpAnswer | None:
+        """Refuse what needs no body to be refused: an unknown model, or a full one."""
+        route = Route.of(path)
+        if route is None or method != "POST":
+            return self._otherwise.admit(method, path)
+        if route.name is None:  # the body names it
+            return None
+        serving, served = self.inference.serving, None
+        try:
+            served = serving.served_model(route.name, route.version)
+            served.places.check()
+        except EdgeError as error:
+            if served is not None:
+                served.record_error(error.code, total_s=0.0)
+            answer = answer_from_error(error)
+            serving.metrics.record_response(answer.status)
+            return answer
+        return None
+
     def __call__(
         self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
     ) -> Cancel | None:
@@ -150,20 +185,22 @@ class InferHandler:
             reply(packed(answer, environ.get("HTTP_ACCEPT_ENCODING", "")))
 
         if environ["REQUEST_METHOD"] != "POST":
-            send(wrong_method(environ["REQUEST_METHOD"], environ["PATH_INFO"], "POST"))
+            answer = wrong_method(environ["REQUEST_METHOD"], environ["PATH_INFO"], "POST")
+            send(embeddings.in_openai_form(answer) if route.kind == "embeddings" else answer)
             return None
         served = None
         try:
-            served = serving.served_model(route.name, route.version)
+            to = self.inference.addressed(environ, body, route)
+            served = serving.served_model(to.name, to.version)
             while not served.places.take():  # it was replaced at this very moment
-                served = serving.served_model(route.name, route.version)
+                served = serving.served_model(to.name, to.version)
         except EdgeError as error:
             if served is not None:
                 served.record_error(error.code, total_s=0.0)
-            send(answer_from_error(error))
+            send(_refusal(route.kind, error))
             return None
-        call = _Call(self, served, environ, send, started)
-        call.begin(self.inference.parser(environ, body, route), len(body), route)
+        call = _Call(self, route, served, environ, send, started)
+        call.begin(to.parse, len(body))
         return call.cancel
 
     def close(self) -> None:
@@ -178,6 +215,7 @@ class _Call:
     def __init__(
         self,
         handler: InferHandler,
+        route: Route,
         served: ServedModel,
         environ: WSGIEnvironment,
         send: Callable[[HttpAnswer], None],
@@ -186,6 +224,7 @@ class _Call:
         self._handler = handler
         self._inference = handler.inference
         self._loop = handler.loop
+        self._route = route
         self._served = served
         self._environ = environ
         self._send = send
@@ -193,9 +232,10 @@ class _Call:
         self._is_over = False
         self._future: Future[Answer] | None = None
 
-    def begin(self, parse: Parse, size: int, route: Route) -> None:
+    def begin(self, parse: Parse, size: int) -> None:
         """Parse, here or in a helper's thread."""
-        self._do(self._parse, parse, elsewhere=route.kind == "predict" or size > LARGE_BYTES)
+        is_quick = self._route.kind == "infer" and size <= LARGE_BYTES
+        self._do(self._parse, parse, elsewhere=not is_quick)
 
     def cancel(self) -> None:
         """Forget it: the client has gone."""
@@ -206,29 +246,32 @@ class _Call:
             self._future.cancel()
 
     def _parse(self, parse: Parse) -> None:
-        parsed = parse(self._served.model)
-        self._loop.call(self._guarded, self._submit, parsed)
+        asked = parse(self._served)
+        self._loop.call(self._guarded, self._submit, asked)
 
-    def _submit(self, parsed: oip.InferRequest) -> None:
+    def _submit(self, asked: Asked) -> None:
         if self._is_over:
             return
         self._begun = self._now()
-        deadline = self._started + self._inference.limit_s(self._environ, parsed)
-        future = self._future = self._served.worker.submit(
-            parsed.feeds, deadline=deadline, priority=parsed.priority
+        deadline = self._started + self._inference.limit_s(self._environ, asked)
+        future = self._future = submit_in_turn(
+            asked.parts,
+            functools.partial(
+                self._served.worker.submit, deadline=deadline, priority=asked.priority
+            ),
         )
         if future.done():
-            self._finish(parsed, future)
+            self._finish(asked, future)
             return
         timer = self._loop.events.call_later(deadline - self._begun, self._expire)
 
         def finish() -> None:
             timer.cancel()
-            self._guarded(self._finish, parsed, future)
+            self._guarded(self._finish, asked, future)
 
         future.add_done_callback(lambda _: self._loop.call(finish))
 
-    def _finish(self, parsed: oip.InferRequest, future: Future[Answer]) -> None:
+    def _finish(self, asked: Asked, future: Future[Answer]) -> None:
         if self._is_over:
             return
         try:
@@ -237,20 +280,18 @@ class _Call:
             return
         ended = self._now()
         size = sum(map(held_bytes, answer.outputs.values()))
-        self._do(self._encode, parsed, answer, ended, elsewhere=size > LARGE_BYTES)
+        self._do(self._encode, asked, answer, ended, elsewhere=size > LARGE_BYTES)
 
-    def _encode(self, parsed: oip.InferRequest, answer: Answer, ended: float) -> None:
-        encoded = self._inference.encoded(self._served, parsed, answer)
-        self._loop.call(self._guarded, self._succeed, parsed, answer, ended, encoded)
+    def _encode(self, asked: Asked, answer: Answer, ended: float) -> None:
+        encoded = asked.encode(answer.outputs)
+        self._loop.call(self._guarded, self._succeed, asked, answer, ended, encoded)
 
-    def _succeed(
-        self, parsed: oip.InferRequest, answer: Answer, ended: float, encoded: HttpAnswer
-    ) -> None:
+    def _succeed(self, asked: Asked, answer: Answer, ended: float, encoded: HttpAnswer) -> None:
         if self._is_over:
             return
         self._end()
         times = Times(started=self._started, begun=self._begun, ended=ended, done=self._now())
-        times.record(self._served, parsed, answer)
+        times.record(self._served, asked, answer)
         self._send(encoded)
 
     def _expire(self) -> None:
@@ -262,13 +303,13 @@ class _Call:
         if self._is_over:
             return
         self._end()
+        code = "error"
         if isinstance(error, EdgeError):
-            answer, code = answer_from_error(error), error.code
+            code = error.code
         else:
             logger.error("request failed path=%s", self._environ["PATH_INFO"], exc_info=error)
-            answer, code = json_error(500, AGENT_FAILED), "error"
         self._served.record_error(code, total_s=self._now() - self._started)
-        self._send(answer)
+        self._send(_refusal(self._route.kind, error))
 
     def _end(self) -> None:
         if not self._is_over:
@@ -290,6 +331,21 @@ class _Call:
 
     def _now(self) -> float:
         return self._inference.clock()
+
+
+def _encoded(parsed: oip.InferRequest, model: Model, outputs: Mapping[str, AnyArray]) -> HttpAnswer:
+    response = oip.encode_infer(
+        outputs, parsed, model=model.name, version=model.version, outputs=model.outputs
+    )
+    return HttpAnswer(status=200, body=response.body, headers=response.headers)
+
+
+def _refusal(kind: Kind, error: Exception) -> HttpAnswer:
+    """Return the answer for an error, in the form that the clients of this path read."""
+    if isinstance(error, EdgeError):
+        return embeddings.error_answer(error) if kind == "embeddings" else answer_from_error(error)
+    answer = json_error(500, AGENT_FAILED)
+    return embeddings.in_openai_form(answer) if kind == "embeddings" else answer
 
 
 def _timeout_s(environ: WSGIEnvironment) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,20 +49,18 @@ class LatencyWindow:
     """The stages of the last `size` requests. May be used from any thread."""
 
     def __init__(self, size: int = WINDOW_REQUESTS) -> None:
-        self._seconds = np.zeros((size, len(STAGES)))
-        self._recorded = 0
+        self._seconds: deque[tuple[float, float, float]] = deque(maxlen=size)
         self._lock = threading.Lock()
 
     def record(self, *, queue_s: float, compute_s: float, total_s: float) -> None:
         """Add one answered request, replacing the oldest when full."""
         with self._lock:
-            self._seconds[self._recorded % len(self._seconds)] = (queue_s, compute_s, total_s)
-            self._recorded += 1
+            self._seconds.append((queue_s, compute_s, total_s))
 
     def summary(self) -> LatencySummary:
         """Return exact percentiles: the smallest value with at least that share below or equal."""
         with self._lock:
-            seconds = self._seconds[: self._recorded].copy()
+            seconds = np.array(self._seconds)
         if len(seconds) == 0:
             return LatencySummary(requests=0, stages={})
         table = np.quantile(seconds, _QUANTILES, axis=0, method="inverted_cdf") * 1e3

@@ -311,7 +311,7 @@ class _Client:
         return connection
 
 
-def no_agent(host: str, port: int, error: Exception) -> NoAgentError:
+def no_agent(host: str, port: int, error: BaseException) -> NoAgentError:
     """Return the error of an address where nobody answers."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return NoAgentError(

@@ -27,6 +27,7 @@ from edge.self_test import SelfTest, golden_inputs, run_self_test
 from edge.serving import ServedModel, Serving
 from edge.spec import AnyArray, Feeds
 from edge.target import Target, detect_target
+from edge.text import Tokenizer
 from edge.warm_up import warm_up
 from edge.worker import Worker
 
@@ -154,6 +155,7 @@ class Loader:
             worker=replicas,
             places=Places(model.name, self._config.queue_size + replicas.max_running_rows),
             memory_bytes=memory_bytes,
+            tokenizer=_tokenizer(bundle, model),
             metrics=self._serving.metrics.for_model(model.name),
             latency=LatencyWindow(),
             statistics=statistics,
@@ -219,6 +221,19 @@ class Loader:
         self.is_building = True
         self._serving.activity = f"building an engine: {phase}, step {done} of {total}"
         return not self._stop.is_set()
+
+
+def _tokenizer(bundle: Bundle, model: Model) -> Tokenizer | None:
+    """Return what reads the texts of a model; None, and a line why, without: tensors need none."""
+    if model.text is None:
+        return None
+    artifact = bundle.manifest.artifact(model.text.tokenizer)
+    content = read_capped(bundle.path(artifact.path), max_bytes=artifact.size)
+    try:
+        return Tokenizer.open(content, model.text)
+    except EdgeError as error:
+        logger.warning("no texts model=%s: %s", model.name, error)
+        return None
 
 
 def _alone(worker: Worker) -> Callable[[Feeds], dict[str, AnyArray]]:

@@ -7,17 +7,21 @@ any other spelling, so duplicate keys, unknown fields and trailing bytes cannot 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import msgspec
 
 from edge import classes as class_names
-from edge import images
+from edge import detections as boxes
+from edge import images, text
 from edge.classes import Classes
+from edge.detections import Detection
 from edge.errors import BundleError
 from edge.images import ImagePreprocessing
 from edge.spec import Datatype, Profile, TensorSpec
+from edge.text import TextPreprocessing
 
 SCHEMA_VERSION = 2
 MAX_MANIFEST_BYTES = 4 << 20
@@ -192,8 +196,10 @@ class Provenance:
 class Model:
     """One served model: its interface, its variants, and the evidence for them.
 
-    image: how an encoded image becomes the model's input, if it may be fed so. batching: None
-    keeps every request a run of its own. classes: what a classifier's scores mean.
+    image, text: how an encoded image or a text becomes the model's input, if it may be fed so.
+    batching: None keeps every request a run of its own. classes, detection: what the scores of a
+    classifier, or the boxes of a detector, mean. embedding: of an encoder, the output of shape
+    (batch, values) that holds a vector a text.
     """
 
     name: str
@@ -207,8 +213,11 @@ class Model:
     accuracy: Accuracy | None = None
     calibration: Calibration | None = None
     image: ImagePreprocessing | None = None
+    text: TextPreprocessing | None = None
     batching: Batching | None = None
     classes: Classes | None = None
+    detection: Detection | None = None
+    embedding: str | None = None
     provenance: Provenance
 
 
@@ -312,12 +321,22 @@ def _check_interface(model: Model) -> None:
         _require(ordered, f"profile of {name!r} is not min <= opt <= max")
     if model.batching is not None:
         _check_batching(model, model.batching)
+    for kind, problem in _interface_problems(model):
+        _require(problem is None, f"model {model.name!r}: {kind}: {problem}")
+
+
+def _interface_problems(model: Model) -> Iterator[tuple[str, str | None]]:
+    """Yield what is wrong with each way to feed the model and to read its outputs."""
     if model.image is not None:
-        problem = images.problem_with(model.image, model.inputs, model.profile)
-        _require(problem is None, f"model {model.name!r}: image: {problem}")
+        yield "image", images.problem_with(model.image, model.inputs, model.profile)
+    if model.text is not None:
+        yield "text", text.problem_with(model.text, model.inputs, model.profile)
     if model.classes is not None:
-        problem = class_names.problem_with(model.classes, model.outputs)
-        _require(problem is None, f"model {model.name!r}: classes: {problem}")
+        yield "classes", class_names.problem_with(model.classes, model.outputs)
+    if model.detection is not None:
+        yield "detection", boxes.problem_with(model.detection, model.image, model.outputs)
+    if model.embedding is not None:
+        yield "embedding", text.problem_with_vectors(model.embedding, model.outputs)
 
 
 def _check_batching(model: Model, batching: Batching) -> None:
@@ -346,6 +365,8 @@ def _check_variants(model: Model, paths: set[str]) -> None:
         used += [tensor.artifact for tensor in (*case.inputs, *case.outputs)]
     if model.calibration is not None:
         used.append(model.calibration.table)
+    if model.text is not None:
+        used.append(model.text.tokenizer)
     for path in used:
         _require(path in paths, f"model {model.name!r} names the unlisted file {path!r}")
     for variant in model.variants:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import bisect
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
+from edge.latency import STAGES
 from edge.manifest import Backend
 from edge.probes import Sample
 from edge.statistics import ModelStatistics
@@ -77,34 +82,24 @@ class Metrics:
     def __init__(self, state: Callable[[], State]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library leaves it untyped
         self._registry = CollectorRegistry()
-        self._durations = Histogram(
-            "edge_inference_request_duration_seconds",
-            "Time of an answered request: waiting, in the backend, and from parsing to encoding.",
-            ("model", "stage"),
-            buckets=BUCKETS_S,
-            registry=self._registry,
-        )
-        self._requests = Counter(
-            "edge_inference_requests",
-            "Inference requests by outcome: ok, or the code of the error.",
-            ("model", "outcome"),
-            registry=self._registry,
-        )
-        self._responses = Counter(
+        responses = Counter(
             "edge_http_responses",
             "HTTP answers by status code, whatever was asked for.",
             ("status",),
             registry=self._registry,
         )
+        self._responses = functools.cache(lambda status: responses.labels(str(status)))
+        self._models: dict[str, ModelMetrics] = {}
+        self._registry.register(_RequestCollector(self._models))
         self._registry.register(_StateCollector(state))
 
     def record_response(self, status: int) -> None:
         """Count one HTTP answer."""
-        self._responses.labels(str(status)).inc()
+        self._responses(status).inc()
 
     def for_model(self, model: str) -> ModelMetrics:
-        """Return the recorder of one model's requests."""
-        return ModelMetrics(model, self._requests, self._durations)
+        """Return the recorder of one model's requests; it goes on when the model is loaded anew."""
+        return self._models.setdefault(model, ModelMetrics())
 
     def exposition(self) -> bytes:
         """Return the text format that Prometheus scrapes."""
@@ -112,35 +107,71 @@ class Metrics:
 
 
 class ModelMetrics:
-    """Records the requests of one model. May be used from any thread."""
+    """Records the requests of one model. May be used from any thread.
 
-    def __init__(self, model: str, requests: Counter, durations: Histogram) -> None:
-        self._model = model
-        self._requests = requests
-        self._queue = durations.labels(model, "queue")
-        self._compute = durations.labels(model, "compute")
-        self._total = durations.labels(model, "total")
-        self._ok = requests.labels(model, OUTCOME_OK)
+    One lock for all that a request adds: the library's own counters take one each, which cost as
+    much as reading the request did.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._outcomes: dict[str, int] = {OUTCOME_OK: 0}
+        self._counts = {stage: [0] * (len(BUCKETS_S) + 1) for stage in STAGES}
+        self._seconds = dict.fromkeys(STAGES, 0.0)
 
     def record_answer(self, *, queue_s: float, compute_s: float, total_s: float) -> None:
         """Count one answered request and its stages."""
-        self._queue.observe(queue_s)
-        self._compute.observe(compute_s)
-        self._total.observe(total_s)
-        self._ok.inc()
+        with self._lock:
+            self._outcomes[OUTCOME_OK] += 1
+            for stage, seconds in zip(STAGES, (queue_s, compute_s, total_s), strict=True):
+                self._counts[stage][bisect.bisect_left(BUCKETS_S, seconds)] += 1
+                self._seconds[stage] += seconds
 
     def record_error(self, code: str) -> None:
         """Count one request that ended with an error."""
-        self._requests.labels(self._model, code).inc()
+        with self._lock:
+            self._outcomes[code] = self._outcomes.get(code, 0) + 1
 
     def outcomes(self) -> dict[str, int]:
         """Return how many requests ended each way so far."""
-        return {
-            sample.labels["outcome"]: int(sample.value)
-            for metric in self._requests.collect()
-            for sample in metric.samples
-            if sample.labels.get("model") == self._model
-        }
+        with self._lock:
+            return dict(self._outcomes)
+
+    def durations(self) -> dict[str, tuple[list[int], float]]:
+        """Return, by stage, how many requests fell into each bucket, and their seconds."""
+        with self._lock:
+            return {stage: (list(self._counts[stage]), self._seconds[stage]) for stage in STAGES}
+
+
+class _RequestCollector(Collector):
+    """Renders what ModelMetrics have counted."""
+
+    def __init__(self, models: Mapping[str, ModelMetrics]) -> None:
+        self._models = models
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        durations = HistogramMetricFamily(
+            "edge_inference_request_duration_seconds",
+            "Time of an answered request: waiting, in the backend, and from parsing to encoding.",
+            labels=("model", "stage"),
+        )
+        requests = CounterMetricFamily(
+            "edge_inference_requests",
+            "Inference requests by outcome: ok, or the code of the error.",
+            labels=("model", "outcome"),
+        )
+        bounds = (*map(floatToGoString, BUCKETS_S), "+Inf")
+        for model, recorder in tuple(self._models.items()):
+            for stage, (counts, seconds) in recorder.durations().items():
+                buckets = list(zip(bounds, itertools.accumulate(counts), strict=True))
+                durations.add_metric([model, stage], buckets, seconds)
+            for outcome, count in recorder.outcomes().items():
+                requests.add_metric([model, outcome], count)
+        yield durations
+        yield requests
 
 
 class _StateCollector(Collector):

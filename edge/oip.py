@@ -42,7 +42,6 @@ class InferRequest:
     """A parsed request. Feeds of binary numbers are read-only views of the body.
 
     timeout_s: how long the client waits, None if it does not say. priority: see `inbox`.
-    wants_classes: instead of tensors, the names of the best classes.
     """
 
     id: str | None
@@ -50,13 +49,6 @@ class InferRequest:
     wanted: tuple[WantedOutput, ...]
     timeout_s: float | None = None
     priority: int = NORMAL_PRIORITY
-    wants_classes: bool = False
-
-    @property
-    def rows(self) -> int:
-        """Size of the first axis of the first input."""
-        shape = next(iter(self.feeds.values())).shape
-        return shape[0] if shape else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

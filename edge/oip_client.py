@@ -1,25 +1,24 @@
 """The client's side of the Open Inference Protocol: whole requests as bytes, and GETs.
 
-Plain `http.client`: what is measured goes through `load_client`, the rest may take its time.
+What is measured goes through `load_client`; the rest may take its time.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import urllib.parse
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from edge.errors import EdgeError, InferenceError, UnknownModelError, UsageError
+from edge.errors import CaptureError, EdgeError, InferenceError, UnknownModelError, UsageError
+from edge.http_client import AgentClient
 from edge.load_client import no_agent
 from edge.oip_json import list_from_array
 from edge.spec import Feeds, datatype_from_numpy
 from edge.tensor_bytes import bytes_from_tensor
 
 TIMEOUT_S = 30.0
-MAX_ANSWER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,18 +117,15 @@ def infer_request(model: str, feeds: Feeds, *, binary: bool = True) -> HttpReque
 def _answer(
     address: Address, method: str, path: str, request: HttpRequest | None = None
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
+    client = AgentClient(str(address), timeout_s=TIMEOUT_S)
+    headers, body = ({}, b"") if request is None else (request.headers, request.body)
     try:
-        if request is None:
-            connection.request(method, path)
-        else:
-            connection.request(method, path, request.body, request.headers)
-        response = connection.getresponse()
-        return response.status, response.read(MAX_ANSWER_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise no_agent(address.host, address.port, error) from error
+        received = client.send(method, path, headers=headers, body=body)
+    except CaptureError as error:
+        raise no_agent(address.host, address.port, error.__cause__ or error) from error
     finally:
-        connection.close()
+        client.close()
+    return received.status, received.body
 
 
 def _refusal(address: Address, path: str, status: int, content: bytes) -> EdgeError:

@@ -15,9 +15,11 @@ import msgspec
 
 from edge import __version__
 from edge import openapi_answers as answers
+from edge.embeddings import EmbeddingsRequest
 from edge.extensions import ChangeRequest, IndexRequest
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from edge.oip import JSON_LENGTH_HEADER, RequestHead
+from edge.predict import TextRequest
 from edge.spec import Datatype
 from edge.telemetry import Report
 
@@ -118,13 +120,6 @@ _IMAGES: Json = {
     "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
     "required": ["image"],
 }
-_TEXT: Json = {
-    "type": "object",
-    "properties": {
-        "text": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    },
-    "required": ["text"],
-}
 
 _OPERATIONS: tuple[_Operation, ...] = (
     _get("/v2/health/live", "isLive", "Whether the agent answers.", answers.Live),
@@ -153,12 +148,12 @@ _OPERATIONS: tuple[_Operation, ...] = (
         method="post",
         id="predict",
         summary="Run a model on images or text.",
-        answer={_JSON: (answers.Predictions, answers.InferenceResponse)},
-        statuses=_RUN,
+        answer={_JSON: (answers.Predictions, answers.Detections, answers.InferenceResponse)},
+        statuses=(*_RUN, 409),
         body={
             "multipart/form-data": _IMAGES,
             "image/*": _BYTES,
-            _JSON: _TEXT,
+            _JSON: TextRequest,
         },
         needs_body=True,
         parameters=("TimeoutMs", "AcceptEncoding"),
@@ -169,8 +164,8 @@ _OPERATIONS: tuple[_Operation, ...] = (
         id="embeddings",
         summary="The vectors of texts, as OpenAI's clients ask for them.",
         answer={_JSON: answers.Embeddings},
-        statuses=_RUN,
-        body={_JSON: answers.EmbeddingsRequest},
+        statuses=(*_RUN, 409),
+        body={_JSON: EmbeddingsRequest},
         needs_body=True,
         failure=answers.OpenAiFailure,
     ),
@@ -180,6 +175,15 @@ _OPERATIONS: tuple[_Operation, ...] = (
         id="openAiModels",
         summary="The models, as OpenAI's clients list them.",
         answer={_JSON: answers.OpenAiModels},
+        failure=answers.OpenAiFailure,
+    ),
+    _Operation(
+        path="/v1/models/{MODEL_NAME}",
+        method="get",
+        id="openAiModel",
+        summary="One model, as OpenAI's clients list it.",
+        answer={_JSON: answers.OpenAiModel},
+        statuses=(404,),
         failure=answers.OpenAiFailure,
     ),
     _get("/telemetry", "telemetry", "What is served, why, how fast, and on what.", Report),

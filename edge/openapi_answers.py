@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from edge.classes import Guess
+from edge.detections import Found
 from edge.spec import Datatype
 
 
@@ -197,12 +198,12 @@ class Predictions(_Answer):
     predictions: tuple[tuple[Guess, ...], ...]
 
 
-class EmbeddingsRequest(msgspec.Struct, frozen=True):
-    """Texts to embed, as OpenAI's clients send them."""
+class Detections(_Answer):
+    """The boxes of every image, the best first, in pixels of the image."""
 
-    model: str
-    input: str | list[str]
-    encoding_format: Literal["float", "base64"] = "float"
+    model_name: str
+    model_version: str
+    detections: tuple[tuple[Found, ...], ...]
 
 
 class Embedding(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge.bundle import Bundle, open_bundle
 from edge.choice import Choice, Refusal, choice_from, rank
@@ -71,6 +71,9 @@ def open_model(
     The session belongs to the calling thread. Raises what `choice_from` raises if none does.
     """
     target = detect()
+    # In this very process, on one GPU: what is measured is the session, not the way to it.
+    target = replace(target, gpus=min(1, target.gpus))
+    config = replace(config, isolate=False)
     ranking = rank(
         model,
         target,

@@ -33,13 +33,17 @@ class Places:
         with self._changed:
             if not self._is_open:
                 return False
-            if self._taken >= self._limit:
-                raise QueueFullError(
-                    f"{self._limit} requests for model {self._name!r} are being answered already; "
-                    "retry later"
-                )
+            self.check()
             self._taken += 1
             return True
+
+    def check(self) -> None:
+        """Raise QueueFullError if no place is left now."""
+        if self._taken >= self._limit:
+            raise QueueFullError(
+                f"{self._limit} requests for model {self._name!r} are being answered already; "
+                "retry later"
+            )
 
     def give_back(self) -> None:
         """Leave a place."""

@@ -34,3 +34,4 @@ class Pool:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # it may hold a whole request, and the next one may be long in coming

@@ -22,10 +22,13 @@ from edge.engine_child import BuildRequest, Report, TryRequest
 from edge.engine_process import AttemptError, attempt, build_and_try
 from edge.errors import BundleError, EdgeError
 from edge.manifest import Model, Variant
+from edge.matching import GPU_MEANS
 from edge.ort_session import OrtSession
 from edge.sealed import Sealed, memory_content, memory_file
 from edge.self_test import SelfTest
 from edge.session import Session
+from edge.session_messages import OpenSession
+from edge.session_process import SessionProcess
 from edge.target import Target
 from edge.tensorrt_library import TensorRtBackend, load_tensorrt
 from edge.trt_session import TrtSession
@@ -81,14 +84,19 @@ class Preparer:
     def prepare(self, bundle: Bundle, model: Model, candidate: Candidate) -> Prepared:
         """Return what opens the candidate; raises AttemptError with the code of the refusal."""
         variant = candidate.variant
+        # A fault on one GPU ends the use of all others in its process.
+        several = candidate.means in GPU_MEANS and self._target.gpus > 1
+        is_isolated = self._config.isolate or several
         if variant.backend == "ort":
-            return Prepared(open=functools.partial(self._open_ort, bundle, model, candidate))
+            open_graph = self._open_ort_apart if is_isolated else self._open_ort
+            return Prepared(open=functools.partial(open_graph, bundle, model, candidate))
         if candidate.means == "build":
             engine = self._built(bundle, model, variant, variant.backend)
         else:
             engine = self._verified(bundle, model, variant, variant.backend)
+        open_engine = self._open_engine_apart if is_isolated else _open_engine
         return Prepared(
-            open=functools.partial(_open_engine, engine, model, variant.backend),
+            open=functools.partial(open_engine, engine, model, variant.backend),
             close=engine.close,
         )
 
@@ -101,6 +109,33 @@ class Preparer:
             intra_op_threads=self._config.intra_op_threads,
             device=device if candidate.means == "ort-cuda" else None,
         )
+
+    def _open_ort_apart(
+        self, bundle: Bundle, model: Model, candidate: Candidate, device: int
+    ) -> Session:
+        request = OpenSession(
+            backend="ort",
+            inputs=model.inputs,
+            outputs=model.outputs,
+            profile=model.profile,
+            device=device if candidate.means == "ort-cuda" else None,
+            graph=str(bundle.path(candidate.variant.files[0]).resolve()),
+            intra_op_threads=self._config.intra_op_threads,
+        )
+        return SessionProcess.open(request, open_timeout_s=self._config.open_timeout_s)
+
+    def _open_engine_apart(
+        self, engine: Sealed, model: Model, backend: TensorRtBackend, device: int
+    ) -> Session:
+        request = OpenSession(
+            backend=backend,
+            inputs=model.inputs,
+            outputs=model.outputs,
+            profile=model.profile,
+            device=device,
+            engine=engine.fileno(),
+        )
+        return SessionProcess.open(request, open_timeout_s=self._config.open_timeout_s)
 
     def _verified(
         self, bundle: Bundle, model: Model, variant: Variant, backend: TensorRtBackend

@@ -22,6 +22,7 @@ from edge.replicas import Replicas
 from edge.self_test import SelfTest
 from edge.statistics import ModelStatistics
 from edge.target import Target
+from edge.text import Tokenizer
 
 Phase = Literal["starting", "serving", "stopping"]
 Change = Literal["LOADING", "UNLOADING", "UNAVAILABLE"]
@@ -32,7 +33,8 @@ class ServedModel:
     """An opened model that passed its self-test, with what is known about it.
 
     bundle: where it came from. memory_bytes: what opening it took, of a GPU if it runs there,
-    else of the host; None if that could not be told.
+    else of the host; None if that could not be told. tokenizer: of a model that takes texts, None
+    if it could not be opened.
     """
 
     model: manifest.Model
@@ -42,6 +44,7 @@ class ServedModel:
     worker: Replicas
     places: Places
     memory_bytes: int | None = None
+    tokenizer: Tokenizer | None = None
     metrics: ModelMetrics
     latency: LatencyWindow
     statistics: ModelStatistics

@@ -64,19 +64,24 @@ def agent_at(host: str, port: int) -> psutil.Process | None:
 
 
 def cpu_seconds(process: psutil.Process | None) -> float | None:
-    """Return the processor time of a process so far, None if it cannot be told."""
+    """Return the processor time of a process and its children so far, None if it cannot be told."""
     try:
-        return None if process is None else float(sum(process.cpu_times()[:2]))
+        return None if process is None else sum(sum(p.cpu_times()[:2]) for p in _family(process))
     except psutil.Error:
         return None
 
 
 def rss_bytes(process: psutil.Process | None) -> int | None:
-    """Return the memory of a process, None if it cannot be told."""
+    """Return the memory of a process and its children, None if it cannot be told."""
     try:
-        return None if process is None else int(process.memory_info().rss)
+        return None if process is None else sum(p.memory_info().rss for p in _family(process))
     except psutil.Error:
         return None
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    """Return a process and its children: an agent may give each GPU one of its own."""
+    return [process, *process.children(recursive=True)]
 
 
 @contextlib.contextmanager

@@ -186,7 +186,10 @@ class Worker:
                 if self._depth > 1:
                     ahead = self._begin(session, self._inbox.take_full())
                 self._end(session, run)
-        session.close()
+        try:
+            session.close()
+        except Exception as error:
+            logger.error("not closed name=%s; its memory may be lost", self.name, exc_info=error)
 
     def _begin(self, session: Session, batch: Sequence[Request]) -> _Run | None:
         """Start to run requests as one; None if there are none or they have their answers."""

@@ -14,9 +14,24 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
+def target_of(url: bytes) -> tuple[str, str]:
+    """Return path and query of a request's target.
+
+    Raises httptools.HttpParserInvalidURLError for a target that is none.
+    """
+    if not url.startswith(b"/"):
+        parsed = httptools.parse_url(url)
+        url = (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
+    path, _, query = url.partition(b"?")
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    return path.decode("latin-1"), query.decode("latin-1")
+
+
 def environ_of(
     method: str,
-    url: bytes,
+    path: str,
+    query: str,
     headers: Sequence[tuple[bytes, bytes]],
     *,
     version: str,
@@ -27,19 +42,13 @@ def environ_of(
     """Return the environ of a request, without its body.
 
     length: of the body that came, whatever the headers say. client: its address. server: host and
-    port. Raises httptools.HttpParserInvalidURLError for a target that is none.
+    port.
     """
-    if not url.startswith(b"/"):
-        parsed = httptools.parse_url(url)
-        url = (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
-    path, _, query = url.partition(b"?")
-    if b"%" in path:
-        path = unquote_to_bytes(path)
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": path.decode("latin-1"),
-        "QUERY_STRING": query.decode("latin-1"),
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
         "SERVER_NAME": server[0],
         "SERVER_PORT": str(server[1]),
         "SERVER_PROTOCOL": f"HTTP/{version}",

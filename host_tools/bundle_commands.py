@@ -37,11 +37,28 @@ def keygen(name: str, out: Path) -> None:
     required=True,
     help="Real samples for the self-test, as for `calibrate --data`.",
 )
-@click.option("--tokenizer", type=ANY_PATH, help="Model folder or tokenizer.json, for text.")
+@click.option(
+    "--tokenizer",
+    type=ANY_PATH,
+    help="Model folder or tokenizer.json: reads text samples, and goes into the bundle if MODEL "
+    "carries none; /predict then takes texts.",
+)
 @click.option(
     "--class-names",
     type=FILE,
-    help="Of a classifier: a line a class; /predict then answers with names.",
+    help="Of a classifier or detector: a line a class; /predict then answers with names.",
+)
+@click.option(
+    "--detection",
+    metavar="BOXES",
+    help="Of a detector: yolo, yolo-end2end, yolov5, detr, rtdetr or ssd, each with ,KEY=VALUE "
+    "changes, or a .json file; /predict then answers with boxes.",
+)
+@click.option(
+    "--embedding",
+    metavar="OUTPUT",
+    help="Of an encoder: the output with a vector a text, for /v1/embeddings. The export of a "
+    "sentence-transformers folder says so itself.",
 )
 @click.option("--name", required=True, help="Name of the bundle and of the model in it.")
 @click.option(

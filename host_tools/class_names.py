@@ -20,13 +20,7 @@ def classes_from_file(path: Path, model: onnx.ModelProto) -> Classes:
 
     Raises UsageError for a file that cannot be read or does not fit the model.
     """
-    if not path.is_file():
-        raise UsageError(f"--class-names: no file {path}; give a text file with a class a line")
-    try:
-        text = read_capped(path, max_bytes=MAX_BYTES, follow_links=True).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--class-names {path}: not UTF-8 text: {error}") from error
-    labels = tuple(line.strip() for line in text.strip().splitlines())
+    labels = labels_from_file(path)
     outputs = specs_from_model(model)[1]
     producer = GraphIndex.of(model.graph).producers.get(outputs[0].name)
     softmax = producer is None or producer.op_type != "Softmax"
@@ -35,3 +29,14 @@ def classes_from_file(path: Path, model: onnx.ModelProto) -> Classes:
     if problem is not None:
         raise UsageError(f"--class-names {path}: {problem}")
     return classes
+
+
+def labels_from_file(path: Path) -> tuple[str, ...]:
+    """Return the lines of a file; raises UsageError if it cannot be read."""
+    if not path.is_file():
+        raise UsageError(f"--class-names: no file {path}; give a text file with a class a line")
+    try:
+        text = read_capped(path, max_bytes=MAX_BYTES, follow_links=True).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--class-names {path}: not UTF-8 text: {error}") from error
+    return tuple(line.strip() for line in text.strip().splitlines())

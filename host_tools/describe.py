@@ -22,7 +22,7 @@ from edge.manifest import (
 )
 from edge.trust import MAX_SIGNATURE_BYTES, signature_from_bytes
 from host_tools.engine_record import EngineRecord
-from host_tools.image_steps import words_from_steps
+from host_tools.use_words import use_lines
 
 
 def read_manifest(root: Path) -> tuple[bytes, Manifest, str]:
@@ -100,12 +100,7 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
     if model.batching is not None:
         ragged = model.batching.ragged
         lines.append("  requests run together" + (f", padded in {ragged!r}" if ragged else ""))
-    if model.classes is not None:
-        lines.append(
-            f"  {len(model.classes.labels)} classes with names, from {model.classes.output}"
-        )
-    if model.image is not None:
-        lines.append(f"  {words_from_steps(model.image)}")
+    lines += [f"  {line}" for line in use_lines(model)]
     lines += ["", _variant_table(manifest, model), *_origin_lines(model), ""]
     lines += [f"serves on {p.backend}: {p.variant}; {p.why}" for p in model.preferences]
     if model.calibration is not None:

@@ -26,10 +26,13 @@ from calibration.model_file import (
     save_model,
     specs_from_model,
 )
+from calibration.processing import processing_from_model
+from edge.classes import Classes
 from edge.errors import UsageError
 from edge.images import ImagePreprocessing
 from edge.manifest import Provenance
 from edge.spec import Profile, TensorSpec, datatype_from_numpy, name_of_strings
+from edge.text import TextPreprocessing
 from host_tools.errors import ExportError
 from host_tools.graph import GraphFacts, Say, finished, slimmed
 from host_tools.hf_source import Task, source_from_folder
@@ -50,6 +53,7 @@ from host_tools.shapes import (
 from host_tools.sources import SourceKind, TorchSource, kind_of, require, source_from_factory
 from host_tools.torch_export import exporter_for, graph_from_torch, quiet, run_torch
 from host_tools.training import load_state
+from host_tools.use_words import words_from_classes, words_from_text
 
 TargetName = Literal["any", "jetpack5", "jetpack6", "jetpack7", "rtx", "cpu"]
 
@@ -118,6 +122,9 @@ class ExportReport:
     outputs: tuple[TensorSpec, ...]
     profile: Profile
     image: ImagePreprocessing | None
+    text: TextPreprocessing | None
+    classes: Classes | None
+    embedding: str | None
     checks: tuple[Check, ...]
     worst: float | None
 
@@ -131,6 +138,9 @@ class ExportReport:
                 *(f"  in   {_spec_text(spec)}" for spec in self.inputs),
                 *(f"  out  {_spec_text(spec)}" for spec in self.outputs),
                 *([] if self.image is None else [f"  {words_from_steps(self.image)}"]),
+                *([] if self.text is None else [f"  {words_from_text(self.text)}"]),
+                *([] if self.classes is None else [f"  {words_from_classes(self.classes)}"]),
+                *([] if self.embedding is None else [f"  vectors of texts: {self.embedding}"]),
             ]
         )
 
@@ -185,7 +195,13 @@ def _export(request: ExportRequest, source: TorchSource, say: Say) -> ExportRepo
         exporter=exporter_for(opset),
         tools={name: importlib.metadata.version(name) for name in (*TOOLS, *source.libraries)},
     )
-    facts = GraphFacts(dims=dims, profile=profile, provenance=provenance, image=image)
+    facts = GraphFacts(
+        dims=dims,
+        profile=profile,
+        provenance=provenance,
+        image=image,
+        processing=source.processing,
+    )
     full = finished(graph, facts)
     slim = slimmed(full, facts, say=say)
     model, checks = _compared(full, slim, cases, request.tolerance, say)
@@ -309,6 +325,7 @@ def _written(
     *,
     is_slim: bool,
 ) -> ExportReport:
+    known = processing_from_model(model)
     save_model(model, request.out)
     inputs, outputs = specs_from_model(model)
     return ExportReport(
@@ -321,6 +338,9 @@ def _written(
         outputs=outputs,
         profile=facts.profile,
         image=facts.image,
+        text=known.text,
+        classes=known.classes,
+        embedding=known.embedding,
         checks=checks,
         worst=max((check.relative_error for check in checks), default=None),
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
 from calibration.model_file import MAX_ONE_FILE_BYTES, set_facts
+from calibration.processing import Processing, set_processing
 from edge.images import ImagePreprocessing
 from edge.manifest import Provenance
 from edge.spec import Profile
@@ -23,13 +24,14 @@ class GraphFacts:
     """What the file says about the graph beyond its nodes.
 
     dims: the dimensions of every input and output, by tensor name. image: how images become the
-    input, if that is known.
+    input, if that is known. processing: what else is known; None leaves what the graph says.
     """
 
     dims: Dims
     profile: Profile
     provenance: Provenance
     image: ImagePreprocessing | None = None
+    processing: Processing = field(default_factory=Processing)
 
 
 def finished(graph: onnx.ModelProto, facts: GraphFacts) -> onnx.ModelProto:
@@ -52,6 +54,7 @@ def finished(graph: onnx.ModelProto, facts: GraphFacts) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the graph is not valid ONNX: {root_cause(error)}") from error
     set_facts(model, facts.profile, facts.provenance, facts.image)
+    set_processing(model, facts.processing)
     return model
 
 

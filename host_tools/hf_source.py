@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 import numpy as np
 
+from calibration.processing import Processing
 from edge.errors import UsageError
 from edge.files import read_capped
 from edge.spec import AnyArray
 from host_tools.errors import FOREIGN_ERRORS, ExportError, root_cause
+from host_tools.hf_processing import classes_from_config, text_processing
 from host_tools.shapes import Shapes
 from host_tools.sources import TorchSource, draw_like, flat_outputs, positional, require
 from host_tools.torch_export import quiet
@@ -171,8 +173,10 @@ def _text_source(
     draw = _draw_text(config)
     tokens = min(getattr(config, "max_position_embeddings", DEFAULT_TOKENS), DEFAULT_TOKENS)
     sentence = root / "sentence_bert_config.json"
+    declared = None
     if head is not None and sentence.is_file():
-        tokens = min(_json(sentence).get("max_seq_length") or tokens, tokens)
+        declared = _json(sentence).get("max_seq_length") or None
+        tokens = min(declared or tokens, tokens)
     examples = draw(np.random.default_rng(0), {name: (1, tokens) for name in names})
     if head is not None:
         module, output = positional(_with_head(model, head), None, flat_outputs), "embedding"
@@ -187,6 +191,14 @@ def _text_source(
         draw=draw,
         libraries=("transformers",),
         leader="input_ids",
+        processing=text_processing(
+            root,
+            tuple(names),
+            config,
+            declared_tokens=declared,
+            classes=classes_from_config(config, output) if output == "logits" else None,
+            embedding=None if head is None else output,
+        ),
     )
 
 
@@ -203,6 +215,9 @@ def _image_source(folder: Path, model: Any, task: Task) -> TorchSource:
         description=_description(folder, model, task),
         draw=draw_like(examples),
         libraries=("transformers",),
+        processing=Processing(
+            classes=classes_from_config(model.config, output) if output == "logits" else None
+        ),
     )
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import onnx
 
 from calibration.model_file import (
-    image_from_model,
     load_model,
     profile_from_model,
     provenance_from_model,
     specs_from_model,
 )
+from calibration.processing import drop_tokenizer
 from calibration.qdq import with_stored_int8
 from calibration.table import (
     MAX_TABLE_BYTES,
@@ -54,7 +54,6 @@ from edge.spec import Profile, TensorSpec
 from edge.trust import sign
 from host_tools.batching import batching_of
 from host_tools.blobs import BlobStore
-from host_tools.class_names import classes_from_file
 from host_tools.engine_record import records_in
 from host_tools.golden import Run, golden_feeds, make_golden
 from host_tools.keys import read_private_key
@@ -66,6 +65,7 @@ from host_tools.memory_probe import (
     values_from_feeds,
 )
 from host_tools.pack_engines import engine_variants, reduced_runs
+from host_tools.pack_processing import use_of_model
 from host_tools.progress import progress_bar
 from host_tools.samples import samples_at
 
@@ -74,8 +74,8 @@ from host_tools.samples import samples_at
 class PackRequest:
     """What goes into a bundle.
 
-    engines: the folder that `edge-kit build` wrote from fp32. class_names: a file with a class a
-    line, in the order of the first output's scores.
+    engines: the folder that `edge-kit build` wrote from fp32. class_names, detection, embedding,
+    tokenizer: see `pack_processing`; tokenizer also reads golden samples that are text.
     golden: real samples, an .npz file, a folder of them, or text with a tokenizer.
     threads: intra-op threads for the measurements; None means every CPU of this process.
     version: of the bundle. model_version: what clients ask for, in /v2/models/M/versions/V.
@@ -92,6 +92,8 @@ class PackRequest:
     table: Path | None = None
     tokenizer: Path | None = None
     class_names: Path | None = None
+    detection: str | None = None
+    embedding: str | None = None
     key: Path | None = None
     threads: int | None = None
 
@@ -196,6 +198,17 @@ def _pack_model(
     threads = request.threads or cpu_threads()
     engines = request.engines or Path()
     records = () if request.engines is None else records_in(engines, request.fp32)
+    use = use_of_model(
+        float_model,
+        store,
+        prefix=request.name,
+        tokenizer=request.tokenizer,
+        class_names=request.class_names,
+        detection=request.detection,
+        embedding=request.embedding,
+    )
+    for each in models.values():
+        drop_tokenizer(each)
     files = {p: store.add_model(f"{request.name}/{p}.onnx", m) for p, m in models.items()}
     paths = {artifact.path: blob_path(scratch, artifact.sha256) for artifact in store.artifacts}
     with contextlib.ExitStack() as stack:
@@ -274,11 +287,12 @@ def _pack_model(
             data_sha256=table.data_sha256,
             table=f"{request.name}/calibration.json",
         ),
-        image=image_from_model(float_model),
+        image=use.image,
+        text=use.text,
         batching=batching,
-        classes=None
-        if request.class_names is None
-        else classes_from_file(request.class_names, float_model),
+        classes=use.classes,
+        detection=use.detection,
+        embedding=use.embedding,
         provenance=Provenance(
             source=provenance.source,
             opset=provenance.opset,

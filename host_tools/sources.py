@@ -19,12 +19,13 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from calibration.processing import Processing
 from edge.errors import BackendUnavailableError, EdgeError, UsageError
 from edge.spec import AnyArray, datatype_from_numpy
 from host_tools.errors import FOREIGN_ERRORS, ExportError, root_cause
@@ -45,7 +46,8 @@ class TorchSource:
     tensors in the order of output_names. It is in eval mode.
     draw: gives seeded random inputs of the asked shapes, with values the model accepts.
     leader: the input whose shape flag also holds for the inputs without one.
-    libraries: installed packages besides torch that the model's code comes from.
+    libraries: installed packages besides torch that the model's code comes from. processing: what
+    the source knows of texts, classes and vectors.
     """
 
     module: torch.nn.Module
@@ -55,6 +57,7 @@ class TorchSource:
     draw: Draw
     leader: str | None = None
     libraries: tuple[str, ...] = ()
+    processing: Processing = field(default_factory=Processing)
 
 
 def kind_of(source: str) -> SourceKind:

@@ -75,6 +75,14 @@ class TextSamples:
             yield {spec.name: arrays[spec.name].astype(spec.dtype) for spec in self._inputs}
 
 
+def tokenizer_file(path: Path) -> Path:
+    """Return the tokenizer.json that path is, or that lies in it; raises UsageError."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(f"no tokenizer at {file}; give the model folder or its tokenizer.json")
+    return file
+
+
 def _load_tokenizer(path: Path, longest: int) -> Any:
     try:
         from tokenizers import Tokenizer
@@ -82,9 +90,7 @@ def _load_tokenizer(path: Path, longest: int) -> Any:
         raise BackendUnavailableError(
             f"tokenizers is not importable: {error}; pip install 'edge-kit[host]'"
         ) from error
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"no tokenizer at {file}; give the model folder or its tokenizer.json")
+    file = tokenizer_file(path)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception

@@ -11,6 +11,7 @@ from typing import Any
 from edge.admission import Admission
 from edge.agent import Agent
 from edge.config import AgentConfig
+from edge.manifest import Manifest
 from edge.preparing import Prepared
 from edge.session import Session
 from edge.target import Target
@@ -18,10 +19,17 @@ from tests.bundles import affine_parts, make_key, write_bundle
 from tests.fakes import DEADLINE_S, FakeNotifier
 
 
-def make_config(tmp_path: Path, **changes: Any) -> AgentConfig:
-    """Return the configuration of an agent that serves a freshly written affine bundle."""
+def make_config(
+    tmp_path: Path,
+    parts: tuple[Manifest, dict[str, bytes]] | None = None,
+    **changes: Any,
+) -> AgentConfig:
+    """Return the configuration of an agent that serves a freshly written bundle.
+
+    parts: of the bundle; None is the affine one.
+    """
     key = make_key()
-    manifest, files = affine_parts()
+    manifest, files = parts or affine_parts()
     keys = tmp_path / "keys"
     keys.mkdir()
     (keys / "test.pub").write_bytes(key.public_pem)

@@ -112,6 +112,16 @@ class Gate:
         self._open.set()
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds; it is looked at every millisecond."""
+    pause = threading.Event()
+    for _ in range(int(DEADLINE_S * 1000)):
+        if condition():
+            return
+        pause.wait(0.001)
+    raise AssertionError("it never came to this")
+
+
 class FakeNotifier:
     """Records what systemd would be told."""
 

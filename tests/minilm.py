@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 
 from edge.agent_process import agent_process, script
@@ -26,10 +27,14 @@ MAX_TOKENS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the agent answered, against sentence embeddings by torch in fp32."""
+    """What the agent answered, against sentence embeddings by torch in fp32.
+
+    cosines: to tensors, by precision; text_cosines: to the texts themselves, at /v1/embeddings.
+    """
 
     model: Model
     cosines: dict[str, np.ndarray]
+    text_cosines: dict[str, np.ndarray]
     p50_ms: dict[str, float]
 
 
@@ -77,9 +82,10 @@ def ask_agent(folder: Path, bundle: Path) -> Outcome:
     model = manifest_from_bytes(
         (bundle / "manifest.json").read_bytes()[: MAX_MANIFEST_BYTES + 1]
     ).models[0]
-    batches = list(_batches((folder / "held.txt").read_text().splitlines(), 8))
+    lines = (folder / "held.txt").read_text().splitlines()
+    batches = list(_batches(lines, 8))
     reference = _torch_embeddings(batches)
-    cosines, p50_ms = {}, {}
+    cosines, text_cosines, p50_ms = {}, {}, {}
     for variant in model.variants:
         flags = ["--port", "0", "--bundle", str(bundle), "--trusted-keys", str(folder / "keys"),
                  "--variant", variant.id]  # fmt: skip
@@ -94,11 +100,18 @@ def ask_agent(folder: Path, bundle: Path) -> Outcome:
                     inputs.append(tensor)
                 answers.append(client.infer("minilm", inputs).as_numpy("embedding"))
             client.close()
-        got = np.concatenate(answers)
-        norms = np.linalg.norm(got, axis=1) * np.linalg.norm(reference, axis=1)
-        cosines[variant.precision] = (got * reference).sum(axis=1) / norms
+            body = {"model": "minilm", "input": lines}
+            answer = httpx.post(f"{url}/v1/embeddings", json=body, timeout=60.0).json()
+        cosines[variant.precision] = _cosines(np.concatenate(answers), reference)
+        texts = np.array([item["embedding"] for item in answer["data"]])
+        text_cosines[variant.precision] = _cosines(texts, reference)
         p50_ms[variant.precision] = variant.measurements[0].p50_ms
-    return Outcome(model=model, cosines=cosines, p50_ms=p50_ms)
+    return Outcome(model=model, cosines=cosines, text_cosines=text_cosines, p50_ms=p50_ms)
+
+
+def _cosines(got: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(got, axis=1) * np.linalg.norm(reference, axis=1)
+    return (got * reference).sum(axis=1) / norms
 
 
 def _batches(lines: list[str], size: int):
@@ -143,6 +156,8 @@ def main(folder: Path) -> None:
     for variant in outcome.model.variants:
         c = outcome.cosines[variant.precision]
         print(f"{variant.precision}: cosine to torch mean {c.mean():.5f}, min {c.min():.5f}")
+        c = outcome.text_cosines[variant.precision]
+        print(f"  of texts at /v1/embeddings: mean {c.mean():.5f}, min {c.min():.5f}")
         for m in variant.measurements:
             print(f"  batch {m.batch}: p50 {m.p50_ms}, p99 {m.p99_ms} ms, n {m.runs}, {m.device}")
     print(outcome.model.preferences[0].why)

@@ -17,6 +17,11 @@ def test_served_fp32_embeddings_are_those_of_torch(outcome: Outcome) -> None:
     assert outcome.cosines["fp32"].mean() >= 0.9999
 
 
+def test_the_texts_themselves_get_the_same_embeddings(outcome: Outcome) -> None:
+    assert outcome.text_cosines["fp32"].min() >= 0.9999
+    assert outcome.text_cosines["int8"].mean() >= 0.99
+
+
 def test_served_int8_embeddings_keep_their_meaning(outcome: Outcome) -> None:
     assert outcome.cosines["int8"].mean() >= 0.99
 

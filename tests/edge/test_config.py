@@ -42,6 +42,8 @@ def test_every_key_can_be_given_in_every_place():
         "port": 9,
         "intra_op_threads": 2,
         "max_body_bytes": 4096,
+        "max_per_client": 3,
+        "max_connections_per_client": 30,
         "queue_size": 5,
         "queue_bytes": 4096,
         "batching": False,
@@ -57,9 +59,11 @@ def test_every_key_can_be_given_in_every_place():
         "open_timeout_s": 5,
         "ready_on_cpu": True,
         "models": "a,b",
+        "isolate": True,
         "warm_up": False,
         "memory_reserve_bytes": 1 << 20,
         "variant": "int8",
+        "allow_capture": True,
         "log_level": "debug",
     }
     assert set(values) == {field.name for field in fields(AgentConfig)}

@@ -1,8 +1,10 @@
+import gc
 import http.client
 import json
 import socket
 import subprocess
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -411,3 +413,20 @@ def test_curl_that_prefers_http_2_is_answered(running: Running) -> None:
     url = f"http://127.0.0.1:{running.port}/echo"
     words = ["curl", "-s", "--http2", "--data-binary", "hello", url]
     assert subprocess.run(words, capture_output=True, check=True).stdout == b"hello"
+
+
+def test_what_a_connection_held_is_free_once_it_closes_and_not_at_the_next_collection(
+    running: Running,
+) -> None:
+    gone = threading.Event()
+    gc.disable()
+    try:
+        with closing(running.http()) as client:
+            client.request("POST", "/echo", b"x")
+            client.getresponse().read()
+            (connection,) = running.server._connections
+            weakref.finalize(connection, gone.set)
+            del connection
+        assert gone.wait(DEADLINE_S)
+    finally:
+        gc.enable()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from edge.config import AgentConfig
 from edge.manifest import Batching
 from tests.agents import make_config, running_agent
 from tests.bundles import affine_parts, make_key, write_bundle
-from tests.fakes import DEADLINE_S, FakeSession, Gate
+from tests.fakes import DEADLINE_S, FakeSession, Gate, wait_until
 from tests.models import affine
 
 INFER = "/v2/models/affine/infer"
@@ -47,15 +46,6 @@ def config(tmp_path: Path) -> AgentConfig:
     return make_config(
         tmp_path, bundle=root, trusted_keys=tmp_path / "batched-keys", queue_size=512
     )
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(DEADLINE_S * 1000)):
-        if condition():
-            return
-        pause.wait(0.001)
-    raise AssertionError("it never came to this")
 
 
 def test_four_hundred_clients_wait_without_a_thread_and_get_their_own_answers(

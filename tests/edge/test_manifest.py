@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from edge import manifest as m
 from edge.manifest import bytes_from_manifest, manifest_from_bytes
 from tests.edge.manifests import CONTENT, MANIFEST, Change, altered, refused, spelled
+from tests.encoders import TEXT as TEXT_STEPS
+from tests.encoders import encoder_parts
 
 
 def test_the_bytes_are_canonical_json() -> None:
@@ -85,6 +87,29 @@ def add_twice(key: str) -> Change:
     return lambda document: document[key].append(copy.deepcopy(document[key][0]))
 
 
+TEXT = {
+    "ids": "ids",
+    "mask": None,
+    "max_tokens": 8,
+    "pad": 0,
+    "truncation": "end",
+    "types": None,
+}
+DETECTION = {
+    "activation": "none",
+    "background": "none",
+    "boxes": "y",
+    "form": "xyxy",
+    "iou_threshold": 0.5,
+    "labels": ["cat"],
+    "max_detections": 100,
+    "numbered": False,
+    "objectness": False,
+    "score_threshold": 0.25,
+    "scores": "y",
+    "transposed": False,
+    "unit": "pixels",
+}
 REFERENCES: dict[str, tuple[Change, str]] = {
     "variant file": (
         lambda d: first_model(d)["variants"][0].update(files=["none.onnx"]),
@@ -155,6 +180,22 @@ REFERENCES: dict[str, tuple[Change, str]] = {
         lambda d: first_model(d)["profile"]["ranges"]["x"].update(max=[0, 4]),
         "profile of 'x' is not min <= opt <= max",
     ),
+    "text": (
+        lambda d: first_model(d).update(text={**TEXT, "tokenizer": "affine/fp32.onnx"}),
+        "model 'affine': text: the model takes ['x'], text gives ['ids']",
+    ),
+    "detection without images": (
+        lambda d: first_model(d).update(detection=DETECTION),
+        "model 'affine': detection: boxes need image steps",
+    ),
+    "embedding": (
+        lambda d: first_model(d).update(embedding="z"),
+        "model 'affine': embedding: the model gives ['y', 's'], not 'z'",
+    ),
+    "embedding of another shape": (
+        lambda d: first_model(d).update(embedding="s"),
+        "not a FP32 vector a row",
+    ),
     "too many artifacts": (
         lambda d: d.update(
             artifacts=[{"path": f"p{i}", "sha256": "0" * 64, "size": 0} for i in range(4097)]
@@ -212,3 +253,15 @@ def test_an_empty_name_is_refused_elsewhere_too() -> None:
 def test_an_artifact_is_found_by_its_path() -> None:
     for artifact in MANIFEST.artifacts:
         assert MANIFEST.artifact(artifact.path) is artifact
+
+
+def test_the_tokenizer_of_a_model_is_a_file_of_the_bundle() -> None:
+    manifest, files = encoder_parts()
+    artifacts = tuple(
+        m.Artifact(path=path, size=len(content), sha256="0" * 64) for path, content in files.items()
+    )
+    whole = replace(manifest, artifacts=artifacts)
+    assert manifest_from_bytes(bytes_from_manifest(whole)).models[0].text == TEXT_STEPS
+    without = tuple(a for a in artifacts if a.path != TEXT_STEPS.tokenizer)
+    message = refused(bytes_from_manifest(replace(whole, artifacts=without)))
+    assert "unlisted file 'encoder/tokenizer.json'" in message

@@ -64,30 +64,48 @@ def runs_per_second(session: TrtSession, feeds: dict[str, np.ndarray]) -> float:
 def report(
     url: str, request: bytes, rows: int, connections: int, clients: int, best: float
 ) -> None:
+    figures, busy = loaded(url, request, connections, clients, SECONDS)
+    rate = rows * figures["rps"]
+    print(
+        f"agent, {rows} rows a request, {connections} connections: {figures['rps']:.0f} "
+        f"requests/s, {rate:.0f} rows/s ({rate / best:.2f} of the engine's best), "
+        f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, "
+        f"{figures['wrong']:.0f} wrong, GPU {busy} % busy",
+        flush=True,
+    )
+
+
+def loaded(
+    url: str, request: bytes, connections: int, clients: int, seconds: float
+) -> tuple[dict[str, float], list[int]]:
+    """Return what clients in processes of their own saw together, and how busy each GPU was."""
     host, port = url.removeprefix("http://").split(":")
     smi = subprocess.Popen(
-        ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms",
-         "250"],
+        ["nvidia-smi", "--query-gpu=index,utilization.gpu", "--format=csv,noheader,nounits",
+         "-lms", "250"],
         stdout=subprocess.PIPE,
     )  # fmt: skip
     load = Load(
-        host=host, port=int(port), requests=(request,), seconds=SECONDS,
+        host=host, port=int(port), requests=(request,), seconds=seconds,
         connections=connections // clients, tolerance=TOLERANCE,
     )  # fmt: skip
     with ThreadPoolExecutor(clients) as pool:
         outcomes = list(pool.map(run_load_in_child, [load] * clients))
     smi.terminate()
-    busy = [int(line) for line in smi.communicate()[0].split() if line.isdigit()][2:]
-    rps = sum(outcome.in_time for outcome in outcomes) / SECONDS
+    busy: dict[int, list[int]] = {}
+    for line in smi.communicate()[0].decode().splitlines():
+        gpu, _, percent = line.partition(",")
+        if percent.strip().isdecimal():
+            busy.setdefault(int(gpu), []).append(int(percent))
     found = [outcome.latency[200] for outcome in outcomes]
-    p50, p99 = (max(getattr(f, key) or f.max_ms for f in found) for key in ("p50_ms", "p99_ms"))
-    wrong = sum(outcome.wrong for outcome in outcomes)
-    print(
-        f"agent, {rows} rows a request, {connections} connections: {rps:.0f} requests/s, "
-        f"{rows * rps:.0f} rows/s ({rows * rps / best:.2f} of the engine's best), "
-        f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {wrong} wrong, GPU {np.mean(busy or [0]):.0f} % busy",
-        flush=True,
-    )
+    figures = {
+        "rps": sum(outcome.in_time for outcome in outcomes) / seconds,
+        "requests": sum(outcome.due for outcome in outcomes),
+        "wrong": sum(o.wrong + o.lost + o.unanswered for o in outcomes),
+        "p50_ms": max(one.p50_ms or one.max_ms for one in found),
+        "p99_ms": max(one.p99_ms or one.max_ms for one in found),
+    }
+    return figures, [round(np.mean(seen[2:] or [0])) for _, seen in sorted(busy.items())]
 
 
 if __name__ == "__main__":
