@@ -14,7 +14,7 @@ import click
 
 from edge.config import AgentConfig, flag_from_key, load_config, read_config_file
 from edge.config_options import config_options, flags_from_config, given_only
-from edge.console import configure_logging
+from edge.console import configure_logging, stop_on_sigterm
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def bench(
     given = given_only(flags)
     _check(given, url=url, compare=compare, framework=framework, plot=plot)
     configure_logging("warning", os.environ)
+    stop_on_sigterm()
     if compare:
         return _compare(given, model, framework, duration, as_json=as_json)
     from edge.bench import BenchPlan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -52,6 +53,11 @@ def configure_logging(level: str, environ: Mapping[str, str]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_LineFormatter(for_journal="JOURNAL_STREAM" in environ))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM unwind the stack, so that an agent that was started is stopped as well."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 class _LineFormatter(logging.Formatter):

@@ -7,15 +7,13 @@ nothing but click.
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edge import __version__
-from edge.console import CommandGroup, configure_logging, run_command_line
+from edge.console import CommandGroup, configure_logging, run_command_line, stop_on_sigterm
 from host_tools.bundle_commands import BUNDLE_COMMANDS
 from host_tools.compress_commands import COMPRESS_COMMANDS
 from host_tools.profile_command import profile
@@ -337,8 +335,3 @@ for _command in (*BUNDLE_COMMANDS, *COMPRESS_COMMANDS, profile):
 def main() -> None:
     """Run the command line; the console script `edge-kit`."""
     run_command_line(cli, "edge-kit")
-
-
-def stop_on_sigterm() -> None:
-    """Make SIGTERM unwind the stack, so that an agent that was started is stopped as well."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

@@ -19,7 +19,7 @@ STARTED_BY_QUICKSTART = """
     import signal, sys
     from pathlib import Path
     from edge.agent_process import agent_process
-    from host_tools.cli import stop_on_sigterm
+    from edge.console import stop_on_sigterm
 
     stop_on_sigterm()
     with agent_process(Path(sys.argv[1]), sys.argv[2:]) as (url, process):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from edge.bench import BenchPlan, Subject, bench, model_named, served_by
@@ -24,7 +28,8 @@ from edge.spec import TensorSpec, check_feeds
 from edge.table import MAX_COLUMNS
 from tests.agents import make_config, running_agent
 from tests.bundles import affine_parts, joined_parts, make_key, write_bundle
-from tests.edge.test_cli import run
+from tests.edge.test_cli import clean_environ, run
+from tests.fakes import DEADLINE_S
 from tests.models import AFFINE_INPUTS, AFFINE_PROFILE
 
 PLAN = BenchPlan(
@@ -190,6 +195,22 @@ def test_the_command_starts_an_agent_measures_it_and_leaves_nothing_behind(tmp_p
     assert all(point["latency"]["answers"] > 0 for point in report["points"])
     assert ET.parse(plot).getroot().tag.endswith("svg")
     assert [path.name for path in Path("/tmp").glob("edge-bench-*") if path.is_dir()] == []
+
+
+def test_sigterm_ends_the_agent_and_the_client_as_well(tmp_path):
+    config = make_config(tmp_path)
+    command = [sys.executable, "-c", "from edge.cli import main; main()", "bench",
+               *map(str, bundle_flags(config)), "--cache", str(tmp_path / "cache"),
+               "--duration", "60", "--warm-up-time", "0", "--connections", "1"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=clean_environ()) as process:
+        assert process.stderr is not None
+        while b"measured" not in (line := process.stderr.readline()):
+            assert line, "it ended before the load began"
+        children = psutil.Process(process.pid).children()
+        assert len(children) >= 1
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 128 + signal.SIGTERM
+    assert psutil.wait_procs(children, timeout=DEADLINE_S)[1] == []
 
 
 def test_the_command_prints_tables_of_80_columns_for_an_agent_at_a_url(agent):
