@@ -87,7 +87,9 @@ setup(
         "console_scripts": [
             "edge-kit = host_tools.cli:main",
             "edge-agent = edge.cli:main",
-        ]
+        ],
+        # What `edge` may run the original model with; see edge/framework.py.
+        "edge_kit.framework": ["torch = host_tools.framework:open_torch"],
     },
     classifiers=[
         "Operating System :: POSIX :: Linux",

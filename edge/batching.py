@@ -64,8 +64,10 @@ class Plan:
 
     def extent(self, feeds: Feeds) -> Extent:
         """Return what a checked request takes."""
+        first = next(iter(feeds.values()))
+        rows = len(first) if first.ndim else 1
         if self.max_rows == 1:
-            return Extent(key=None, rows=1)
+            return Extent(key=None, rows=rows)
         length, key = 0, []
         for name, array in feeds.items():
             axis, shape = self._ragged_axis[name], list(array.shape[1:])
@@ -73,7 +75,6 @@ class Plan:
                 length = array.shape[axis]
                 shape[axis - 1] = -1
             key.append((name, tuple(shape)))
-        rows = len(next(iter(feeds.values())))
         return Extent(key=tuple(sorted(key)), rows=rows, length=length, area=rows * length)
 
     def joined(self, taken: Extent, more: Extent) -> Extent | None:

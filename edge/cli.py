@@ -1,4 +1,4 @@
-"""The command line of the device: `edge-agent serve | verify | doctor | capture | ...`.
+"""The command line of the device: `edge-agent serve | verify | doctor | bench | ...`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -9,58 +9,26 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from edge import __version__
+from edge.bench_command import bench
 from edge.cli_capture import capture, replay
-from edge.config import (
-    CONFIG_KEY,
-    DEFAULT_CONFIG_FILE,
-    AgentConfig,
-    describe_config,
-    flag_from_key,
-    load_config,
-    read_config_file,
-)
+from edge.config import AgentConfig, describe_config, load_config, read_config_file
+from edge.config_options import config_options, given_only
 from edge.console import CommandGroup, configure_logging, run_command_line
 from edge.errors import EdgeError, UsageError
+from edge.profile_command import profile
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _VERIFY_KEYS = ("bundle", "trusted_keys", "allow_unsigned")
 _DOCTOR_KEYS = ("trusted_keys", "cache", "host", "port")
-
-
-def _config_options(*keys: str) -> Callable[[_Command], _Command]:
-    """Give a command --config and one flag per key; all of them are text, or unset."""
-
-    def decorate(command: _Command) -> _Command:
-        for key in reversed([key for key in fields(AgentConfig) if key.name in keys]):
-            command = _config_option(key)(command)
-        return click.option(
-            flag_from_key(CONFIG_KEY),
-            metavar="PATH",
-            help=f"Configuration file. [default: {DEFAULT_CONFIG_FILE}]",
-        )(command)
-
-    return decorate
-
-
-def _config_option(key: Field[Any]) -> Callable[[_Command], _Command]:
-    flag = flag_from_key(key.name)
-    text = key.metadata["help"]
-    if isinstance(key.default, bool):
-        return click.option(f"{flag}/--no-{flag[2:]}", key.name, default=None, help=text)
-    if key.default is not None:
-        text += f" [default: {key.default}]"
-    return click.option(flag, key.name, metavar="VALUE", help=text)
 
 
 @click.group(
@@ -75,7 +43,7 @@ def cli(*, debug: bool) -> None:
 
 
 @cli.command()
-@_config_options(*(key.name for key in fields(AgentConfig)))
+@config_options(*(key.name for key in fields(AgentConfig)))
 @click.option("--print-config", is_flag=True, help="Print the configuration as JSON and exit.")
 def serve(*, print_config: bool, **flags: object) -> int:
     """Verify the bundle, test it, and serve it until told to stop.
@@ -83,7 +51,7 @@ def serve(*, print_config: bool, **flags: object) -> int:
     Every flag is also a key of the configuration file and an environment variable: --port is
     "port" and EDGE_PORT. Flags win over variables, variables over the file.
     """
-    given = _given(flags)
+    given = given_only(flags)
     if print_config:
         described = describe_config(given, os.environ, read_config_file)
         click.echo(json.dumps(described, indent=1))
@@ -96,11 +64,11 @@ def serve(*, print_config: bool, **flags: object) -> int:
 
 
 @cli.command()
-@_config_options(*_VERIFY_KEYS)
+@config_options(*_VERIFY_KEYS)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def verify(*, as_json: bool, **flags: object) -> None:
     """Check signature and digests of the bundle, as `serve` does before it opens a model."""
-    config = load_config(_given(flags), os.environ, read_config_file)
+    config = load_config(given_only(flags), os.environ, read_config_file)
     from edge.bundle import open_bundle
     from edge.trust import trusted_keys_in
 
@@ -127,11 +95,11 @@ def verify(*, as_json: bool, **flags: object) -> None:
 
 
 @cli.command()
-@_config_options(*_DOCTOR_KEYS)
+@config_options(*_DOCTOR_KEYS)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(*, as_json: bool, **flags: object) -> int:
     """Look for what keeps this machine from serving on its GPU; exit 1 if something does."""
-    config = load_config(_given(flags), os.environ, read_config_file)
+    config = load_config(given_only(flags), os.environ, read_config_file)
     import msgspec
 
     from edge.doctor import Machine, examine
@@ -201,8 +169,8 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
     )
 
 
-cli.add_command(capture)
-cli.add_command(replay)
+for _command in (bench, profile, capture, replay):
+    cli.add_command(_command)
 
 
 def main() -> None:
@@ -213,10 +181,6 @@ def main() -> None:
 def _wrapped(line: str) -> str:
     columns = min(shutil.get_terminal_size().columns, 100)
     return click.wrap_text(line, width=columns, subsequent_indent=" " * 8)
-
-
-def _given(flags: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in flags.items() if value is not None}
 
 
 def _facts_of(bundle: Bundle) -> dict[str, object]:

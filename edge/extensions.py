@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from edge.feeds import max_batch_size
 from edge.manifest import Backend, Model
 from edge.serving import ServedModel, Serving
 from edge.spec import Datatype, TensorSpec
@@ -75,14 +76,6 @@ def model_config(serving: Serving, model: Model) -> dict[str, Any]:
             "default_priority_level": 5,
         }
     return config
-
-
-def max_batch_size(model: Model) -> int:
-    """Return the largest batch, or 0 for a model whose tensors do not all begin with one."""
-    first = {spec.shape[0] if spec.shape else 0 for spec in (*model.inputs, *model.outputs)}
-    is_batched = len(first) == 1 and isinstance(next(iter(first)), str)
-    sizes = [bounds.max[0] for bounds in model.profile.ranges.values() if bounds.max]
-    return min(sizes) if is_batched and sizes else 0
 
 
 def model_stats(serving: Serving, models: tuple[Model, ...]) -> dict[str, Any]:

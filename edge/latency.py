@@ -1,9 +1,10 @@
-"""Exact latency percentiles over the last requests, cheap to record."""
+"""Exact latency percentiles: of a whole load, and over the last requests, cheap to record."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 WINDOW_REQUESTS = 2048
 STAGES = ("queue", "compute", "total")
 _QUANTILES = (0.50, 0.95, 0.99)
+_SHARES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,19 @@ class LatencySummary:
 
     requests: int
     stages: dict[str, Percentiles]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Latencies of answers; None is a percentile that so few of them cannot tell."""
+
+    answers: int
+    mean_ms: float
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    p999_ms: float | None
+    max_ms: float
 
 
 class LatencyWindow:
@@ -54,3 +69,20 @@ class LatencyWindow:
             for stage, (p50, p95, p99) in zip(STAGES, table.T, strict=True)
         }
         return LatencySummary(requests=len(seconds), stages=stages)
+
+
+def latency_from_seconds(seconds: Sequence[float]) -> Latency:
+    """Return exact percentiles: the smallest value with at least that share below or equal.
+
+    seconds: at least one. A percentile needs so many values that one lies beyond it.
+    """
+    values = np.sort(np.asarray(seconds)) * 1e3
+    found = {
+        name: float(np.quantile(values, share, method="inverted_cdf"))
+        if round(len(values) * (1 - share), 6) >= 1
+        else None
+        for name, share in _SHARES.items()
+    }
+    return Latency(
+        answers=len(values), mean_ms=float(values.mean()), max_ms=float(values[-1]), **found
+    )

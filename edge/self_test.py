@@ -39,9 +39,9 @@ def run_self_test(
     tolerance = model.golden.tolerance[precision]
     worst, where = 0.0, model.golden.cases[0].outputs[0].name
     for number, case in enumerate(model.golden.cases):
-        outputs = infer({tensor.name: _tensor(tensor, read) for tensor in case.inputs})
+        outputs = infer({tensor.name: tensor_from_golden(tensor, read) for tensor in case.inputs})
         for tensor in case.outputs:
-            golden, got = _tensor(tensor, read), outputs.get(tensor.name)
+            golden, got = tensor_from_golden(tensor, read), outputs.get(tensor.name)
             if got is None or got.shape != golden.shape:
                 shape = None if got is None else list(got.shape)
                 raise SelfTestError(
@@ -65,7 +65,8 @@ def run_self_test(
 
 def golden_inputs(model: Model, read: Callable[[str], bytes]) -> Feeds:
     """Return the inputs of the first golden case."""
-    return {tensor.name: _tensor(tensor, read) for tensor in model.golden.cases[0].inputs}
+    inputs = model.golden.cases[0].inputs
+    return {tensor.name: tensor_from_golden(tensor, read) for tensor in inputs}
 
 
 def relative_error(got: AnyArray, golden: AnyArray) -> float:
@@ -87,7 +88,8 @@ def _difference(got: AnyArray, golden: AnyArray, error: float) -> str:
     return f"differs in {np.count_nonzero(got != golden)} of {golden.size} strings"
 
 
-def _tensor(tensor: GoldenTensor, read: Callable[[str], bytes]) -> AnyArray:
+def tensor_from_golden(tensor: GoldenTensor, read: Callable[[str], bytes]) -> AnyArray:
+    """Return a golden tensor; read: artifact path -> content. Raises BundleError."""
     content = read(tensor.artifact)
     try:
         return tensor_from_bytes(tensor.name, tensor.datatype, tensor.shape, content)

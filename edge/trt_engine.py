@@ -122,8 +122,8 @@ class Engine:
         ]
         return min(fitting)[1] if fitting else None
 
-    def layers(self) -> dict[str, int]:
-        """Return the number of layers by the precision of their inputs, and of reformats.
+    def layer_details(self) -> list[dict[str, Any]]:
+        """Return TensorRT's own description of every layer, as its JSON has it.
 
         Empty where the engine was built without details, or TensorRT does not tell.
         """
@@ -132,16 +132,16 @@ class Engine:
         inspector.execution_context = self.contexts[-1].handle  # formats follow from its shapes
         text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         try:
-            layers = [
-                layer
-                for layer in json.loads(text, strict=False)["Layers"]
-                if isinstance(layer, dict)
-            ]
+            layers = json.loads(text, strict=False)["Layers"]
         except (ValueError, KeyError, TypeError):
-            return {}
+            return []
+        return [layer for layer in layers if isinstance(layer, dict)]
+
+    def layers(self) -> dict[str, int]:
+        """Return the number of layers by the precision of their inputs, and of reformats."""
         counts: dict[str, int] = {}
-        for layer in layers:
-            kind = _kind(layer)
+        for layer in self.layer_details():
+            kind = precision_of_layer(layer)
             counts[kind] = counts.get(kind, 0) + 1
         return counts
 
@@ -334,7 +334,8 @@ class Engine:
         return int(engine.device_memory_size)
 
 
-def _kind(layer: dict[str, Any]) -> str:
+def precision_of_layer(layer: dict[str, Any]) -> str:
+    """Return the precision of a layer's inputs, or "reformat", from its description."""
     if layer.get("LayerType") == "Reformat":
         return "reformat"
     formats = " ".join(str(i.get("Format/Datatype", "")) for i in layer.get("Inputs", ()))

@@ -189,6 +189,28 @@ class TrtSession:
         """Device memory that opening took: weights, activations, tensors."""
         return 0 if self._engine is None else self._engine.memory_bytes
 
+    def run_profiled(self, feeds: Feeds, profiler: Any) -> None:
+        """Run past any CUDA graph, so that TensorRT times every layer for an IProfiler."""
+        if self._engine is None:
+            raise InferenceError("the session is closed; open the model again")
+        check_feeds(feeds, self.inputs, self._profile)
+        with self.device_context:
+            bank = self._free_banks[0]
+            plan = self._plan(tuple(feeds[spec.name].shape for spec in self.inputs), bank)
+            context = self._engine.contexts[plan.profile]
+            try:
+                for spec, staged in zip(self.inputs, plan.feeds, strict=True):
+                    staged.fill(feeds[spec.name], self._stream)
+                context.handle.profiler = profiler
+                self._enqueue(plan, context)
+                self._stream.synchronize()
+            except self._cuda.Error as error:
+                raise InferenceError(f"CUDA failed to run the engine: {error}") from error
+
+    def layer_details(self) -> list[dict[str, Any]]:
+        """Return what TensorRT tells of every layer; see `Engine.layer_details`."""
+        return [] if self._engine is None else self._engine.layer_details()
+
     def layers(self) -> dict[str, int]:
         """Return the number of layers by precision, after fusion; see `Engine.layers`."""
         return {} if self._engine is None else self._engine.layers()

@@ -18,6 +18,7 @@ from edge import __version__
 from edge.console import CommandGroup, configure_logging, run_command_line
 from host_tools.bundle_commands import BUNDLE_COMMANDS
 from host_tools.compress_commands import COMPRESS_COMMANDS
+from host_tools.profile_command import profile
 from host_tools.terminal import ANY_PATH, FILE, FOLDER, console, print_json, say
 
 
@@ -329,7 +330,7 @@ def quickstart(out: Path, keep: bool, port: int) -> None:
     run_quickstart(out, keep=keep, port=port, console=console())
 
 
-for _command in (*BUNDLE_COMMANDS, *COMPRESS_COMMANDS):
+for _command in (*BUNDLE_COMMANDS, *COMPRESS_COMMANDS, profile):
     cli.add_command(_command)
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.agent_process import script
 from edge.bundle import open_bundle
+from edge.oip_client import infer_request
 from edge.ort_session import OrtSession
 from edge.trust import trusted_keys_in
-from host_tools.agent_process import script
-from tests.bench_client import binary_request
 from tests.bench_serving import Server, free_port, load_with, running
 
 TOKENS = 32
@@ -63,7 +63,7 @@ def main(root: Path, keys: Path) -> None:
 def sentence(name: str) -> bytes:
     """Return a request for one sentence."""
     ids = np.random.default_rng(0).integers(1000, 20000, (1, TOKENS))
-    return binary_request(name, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    return infer_request(name, {"input_ids": ids, "attention_mask": np.ones_like(ids)}).whole()
 
 
 def agent_server(root: Path, keys: Path) -> Server:

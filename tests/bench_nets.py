@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from host_tools.agent_process import script
+from edge.agent_process import script
 from host_tools.digits import IMAGE_SIZE, load_digits_split, train
 
 EPOCHS = {"mobile": 40, "vit": 60}

@@ -8,22 +8,16 @@ at 0.5 of the rate that 32 waiting clients reach, then at 1, then at 2 and, for 
 
 from __future__ import annotations
 
-import json
-import selectors
-import socket
-import subprocess
 import sys
-import time
-from collections import Counter, deque
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from edge.bundle import open_bundle
+from edge.latency import Latency
+from edge.load_client import Load, run_load_in_child
 from edge.trust import trusted_keys_in
 from tests.bench_batching import agent_server, sentence
-from tests.bench_client import Connection
 from tests.bench_serving import load_with, running
 
 FACTORS = (0.5, 1.0, 2.0, 4.0)
@@ -42,21 +36,36 @@ def main(root: Path, keys: Path) -> None:
         print(f"32 waiting clients: {capacity:.0f} requests/s", flush=True)
         for factor in FACTORS:
             before = agent.memory_info().rss
-            command = [sys.executable, "-m", "tests.bench_overload", "client", str(port)]
-            done = subprocess.run(
-                [*command, str(factor * capacity)], input=request, stdout=subprocess.PIPE,
-                check=True,
+            load = Load(
+                host="127.0.0.1", port=port, requests=(request,), seconds=SECONDS,
+                connections=CONNECTIONS, rate=factor * capacity,
             )  # fmt: skip
-            figures = json.loads(done.stdout)
+            outcome = run_load_in_child(load)
             grown = (agent.memory_info().rss - before) / 1e6
+            good, refused = outcome.latency.get(200), outcome.latency.get(429)
+            other = (
+                outcome.lost
+                + outcome.unanswered
+                + sum(
+                    latency.answers
+                    for status, latency in outcome.latency.items()
+                    if status not in {200, 429}
+                )
+            )
             print(
-                f"offered {factor} x: {figures['offered']:.0f} requests/s, answered "
-                f"{figures['good']:.0f} ({figures['good'] / capacity:.2f} of capacity), p50 "
-                f"{figures['good_p50']:.0f} ms, p99 {figures['good_p99']:.0f} ms; refused "
-                f"{figures['refused']:.0f}, p99 {figures['refused_p99']:.1f} ms; other "
-                f"{figures['other']}; memory {grown:+.1f} MB",
+                f"offered {factor} x: {outcome.due / SECONDS:.0f} requests/s, answered "
+                f"{outcome.in_time / SECONDS:.0f} ({outcome.in_time / SECONDS / capacity:.2f} of "
+                f"capacity), {described(good)}; refused {described(refused)}; other {other}; "
+                f"memory {grown:+.1f} MB",
                 flush=True,
             )
+
+
+def described(latency: Latency | None) -> str:
+    if latency is None:
+        return "none"
+    p50, p99 = (value or latency.max_ms for value in (latency.p50_ms, latency.p99_ms))
+    return f"{latency.answers}, p50 {p50:.1f} ms, p99 {p99:.1f} ms"
 
 
 def cmdline(process: psutil.Process) -> list[str]:
@@ -66,52 +75,5 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
-def client(port: int, rate: float, request: bytes) -> dict[str, float]:
-    """Offer requests at a rate and return what became of them."""
-    rng = np.random.default_rng(0)
-    selector = selectors.EpollSelector()
-    idle: deque[Connection] = deque()
-    for _ in range(CONNECTIONS):
-        sock = socket.create_connection(("127.0.0.1", port))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(sock)
-        selector.register(sock, selectors.EVENT_READ, connection)
-        idle.append(connection)
-    times: dict[int, list[float]] = {}
-    statuses: Counter[int] = Counter()
-    begun = time.perf_counter()
-    due, sent = begun, 0
-    while (now := time.perf_counter()) - begun < SECONDS:
-        while due <= now:
-            if idle:  # with all connections busy a request is lost on the client's side
-                connection = idle.popleft()
-                connection.started = due
-                connection.sock.sendall(request)
-            sent += 1
-            due += rng.exponential(1 / rate)
-        for key, _ in selector.select(max(0.0, due - time.perf_counter())):
-            connection = key.data
-            connection.received += connection.sock.recv(1 << 18)
-            answer = connection.answer()
-            if answer is not None:
-                statuses[answer[0]] += 1
-                times.setdefault(answer[0], []).append(time.perf_counter() - connection.started)
-                idle.append(connection)
-    elapsed = time.perf_counter() - begun
-    good, refused = (1e3 * np.array(times.get(status, [0.0])) for status in (200, 429))
-    return {
-        "offered": sent / elapsed,
-        "good": statuses[200] / elapsed,
-        "good_p50": float(np.percentile(good, 50)),
-        "good_p99": float(np.percentile(good, 99)),
-        "refused": statuses[429] / elapsed,
-        "refused_p99": float(np.percentile(refused, 99)),
-        "other": sum(count for status, count in statuses.items() if status not in {200, 429}),
-    }
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "client":
-        print(json.dumps(client(int(sys.argv[2]), float(sys.argv[3]), sys.stdin.buffer.read())))
-    else:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -25,10 +25,11 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
+from edge.agent_process import script
+from edge.load_client import Load, run_load_in_child
 from edge.manifest import Batching
+from edge.oip_client import infer_request
 from edge.spec import Profile, ShapeRange, TensorSpec
-from host_tools.agent_process import script
-from tests.bench_client import binary_request
 from tests.bundles import affine_parts, golden_tensors, write_bundle
 from tests.models import model_from_nodes
 
@@ -184,7 +185,7 @@ def requests_for(server: Server, kind: str) -> bytes:
     """Return a whole request."""
     values = (np.arange(FLOATS, dtype=np.float32) + 1) * np.float32(0.0137)
     if kind == "binary" and server.binary == PATH:
-        return binary_request("echo", {"x": values[None]})
+        return infer_request("echo", {"x": values[None]}).whole()
     path, body = str(server.binary), values.tobytes()
     if kind == "JSON":
         tensor = {"name": "x", "shape": [1, FLOATS], "datatype": "FP32", "data": values.tolist()}
@@ -206,16 +207,19 @@ def load(server: Server, kind: str, connections: int) -> dict[str, float]:
 def load_with(
     port: int, request: bytes, connections: int, seconds: float, *, tolerance: float = 0.0
 ) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.bench_client", "127.0.0.1", str(port)]
-    done = subprocess.run(
-        [*command, str(connections), str(seconds), str(tolerance)],
-        input=request,
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=seconds + START_S,
-    )
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
+    """Return what a client in a process of its own saw; wrong answers end otherwise than others."""
+    load = Load(
+        host="127.0.0.1", port=port, requests=(request,), seconds=seconds, connections=connections,
+        tolerance=tolerance,
+    )  # fmt: skip
+    outcome = run_load_in_child(load)
+    found = outcome.latency.get(200)
+    return {
+        "rps": outcome.in_time / seconds,
+        "p50_ms": 0.0 if found is None else found.p50_ms or found.max_ms,
+        "p99_ms": 0.0 if found is None else found.p99_ms or found.max_ms,
+        "wrong": outcome.wrong + outcome.lost + outcome.unanswered,
+    }
 
 
 @contextlib.contextmanager

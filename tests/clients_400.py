@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from host_tools.agent_process import agent_process
+from edge.agent_process import agent_process
 from tests.exact import MODELS, Connection, exact_bundle, make_question
 
 ANSWER_S = 30.0

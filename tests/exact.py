@@ -18,11 +18,11 @@ import numpy as np
 from calibration.model_file import save_model, set_facts
 from edge.manifest import Provenance
 from edge.oip import JSON_LENGTH_HEADER
+from edge.oip_client import infer_request
 from edge.spec import Profile, ShapeRange
 from host_tools.combine import CombineRequest, combine
 from host_tools.keys import generate_keys
 from host_tools.pack import PackRequest, pack
-from tests.bench_client import binary_request
 from tests.models import affine_model
 
 MAX_ROWS = 1 << 13
@@ -102,7 +102,7 @@ def make_question(
     """Return a request for this model with a new input of so many rows, in JSON or in binary."""
     x = rng.integers(-1000, 1000, (rows, COLUMNS)).astype(np.float32)
     if binary:
-        return Question(model=model, x=x, content=binary_request(model, {"x": x}))
+        return Question(model=model, x=x, content=infer_request(model, {"x": x}).whole())
     tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
     body = json.dumps({"inputs": [tensor]}).encode()
     return Question(model=model, x=x, content=http_request(f"/v2/models/{model}/infer", body))

@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from edge.agent_process import agent_process, script
 from edge.manifest import MAX_MANIFEST_BYTES, Model, manifest_from_bytes
-from host_tools.agent_process import agent_process, script
 
 CALIBRATION_SENTENCES, HELD_OUT_SENTENCES = 1300, 400
 SHAPE = "input_ids=1x4:8x64:32x128"

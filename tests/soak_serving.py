@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from host_tools.agent_process import agent_process
+from edge.agent_process import agent_process
 from tests.exact import (
     COLUMNS,
     MAX_ROWS,

@@ -1,6 +1,8 @@
 """Who may import whom, what may load when, how long a module may be, and what is shipped."""
 
 import ast
+import configparser
+import importlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from edge.framework import GROUP
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("edge", "calibration", "host_tools")
@@ -48,45 +52,90 @@ EDGE_LAYERS = (
         "probes",
         "routes",
         "statistics",
+        "table",
+        "usage",
         "wsgi_environ",
     },
-    {"config", "console", "cuda_graph", "cuda_query", "files", "http_answer", "places"},
-    {"capture_file", "http_client", "http_request"},
-    {"http_connection", "onnxruntime_library", "spec"},
-    {"classes", "http_server", "images", "tensor_bytes", "text", "warm_up"},
-    {"detections"},
     {
-        "cuda_library",
-        "manifest",
-        "oip_json",
-        "openapi_answers",
-        "session",
+        "capture_file",
+        "config",
+        "console",
+        "cuda_graph",
+        "cuda_query",
+        "files",
+        "http_answer",
+        "http_client",
+        "load_client",
+        "onnxruntime_library",
+        "places",
+        "spec",
         "tensorrt_library",
-        "trust",
     },
-    {"batching", "bundle", "engine_builder", "metrics", "oip", "ort_session", "sealed"},
     {
-        "engine_cache",
-        "inbox",
-        "self_test",
-        "shared_buffer",
+        "agent_process",
+        "classes",
+        "config_options",
+        "cuda_library",
+        "framework",
+        "http_request",
+        "images",
+        "recording",
+        "replay",
+        "sealed",
+        "session",
         "staging",
+        "tensor_bytes",
+        "text",
         "trt_outputs",
-        "target",
+        "trust",
         "unit",
+        "warm_up",
     },
-    {"answers", "asked", "matching", "session_messages", "trt_tensors", "worker"},
-    {"choice", "replicas", "trt_engine"},
-    {"serving", "trt_session"},
-    {"engine_child", "session_child", "session_process"},
-    {"engine_process", "extensions", "predict", "telemetry"},
-    {"admission", "embeddings"},
-    {"infer", "openapi"},
-    {"engine_job", "preparing", "redaction", "replay"},
-    {"loading", "recording", "replay_report"},
-    {"recorder", "repository"},
+    {
+        "detections",
+        "engine_cache",
+        "http_connection",
+        "oip_json",
+        "ort_session",
+        "shared_buffer",
+        "trt_tensors",
+    },
+    {"http_server", "manifest", "oip", "oip_client", "openapi_answers", "trt_engine"},
+    {
+        "batching",
+        "bundle",
+        "engine_builder",
+        "measurements",
+        "metrics",
+        "redaction",
+        "self_test",
+        "session_messages",
+        "target",
+        "trt_session",
+    },
+    {
+        "advice",
+        "answers",
+        "doctor",
+        "engine_child",
+        "feeds",
+        "inbox",
+        "matching",
+        "ort_trace",
+        "plot",
+        "recorder",
+        "session_child",
+        "session_process",
+        "trt_layers",
+    },
+    {"asked", "bench", "choice", "engine_process", "replay_report", "report", "worker"},
+    {"admission", "cli_capture", "engine_job", "preparing", "replicas"},
+    {"opened", "serving"},
+    {"compare_child", "extensions", "layer_times", "loading", "predict", "telemetry"},
+    {"compare", "embeddings", "profile_command", "repository"},
+    {"bench_command", "infer", "openapi"},
     {"api"},
-    {"agent", "cli_capture", "doctor"},
+    {"agent"},
     {"cli"},
 )
 LAYER_OF = {module: depth for depth, layer in enumerate(EDGE_LAYERS) for module in layer}
@@ -245,3 +294,11 @@ def test_the_wheel_holds_the_unit_and_the_type_markers(wheel):
     unit = (REPOSITORY / "systemd/edge-agent.service").read_bytes()
     assert wheel.read("edge/edge-agent.service") == unit
     assert {f"{room}/py.typed" for room in ROOMS} <= set(wheel.namelist())
+
+
+def test_the_wheel_offers_torch_to_the_device_package_as_a_framework(wheel):
+    (name,) = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
+    declared = configparser.ConfigParser()
+    declared.read_string(wheel.read(name).decode())
+    module, _, attribute = declared[GROUP]["torch"].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))

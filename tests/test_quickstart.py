@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.agent_process import script
 from edge.bundle import open_bundle
 from edge.trust import trusted_keys_in
-from host_tools.agent_process import script
 
 pytestmark = pytest.mark.slow
 STOP_S = 30.0

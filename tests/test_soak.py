@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from host_tools.agent_process import agent_process
+from edge.agent_process import agent_process
 from tests.clients_400 import run
 from tests.exact import MODELS, Answer, exact_bundle, make_question
 from tests.soak_serving import (

@@ -131,6 +131,7 @@ def test_requests_are_never_joined_where_the_bundle_does_not_say_that_they_may_b
     rules = plan(None)
     one = rules.extent(request(1, 5, 0))
     assert (rules.max_rows, one.key, rules.joined(one, one)) == (1, None, None)
+    assert rules.extent(request(3, 5, 0)).rows == 3  # which its statistics count
 
 
 def test_the_rows_of_a_batch_are_bounded_by_profile_and_configuration() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edge.latency import LatencyWindow
+from edge.latency import LatencyWindow, latency_from_seconds
 
 
 def brute_force(values: list[float], share: float) -> float:
@@ -41,3 +41,20 @@ def test_without_requests_there_are_no_percentiles() -> None:
     summary = LatencyWindow().summary()
     assert summary.requests == 0
     assert summary.stages == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 99, 100, 1000, 2345])
+def test_the_percentiles_of_a_load_are_numpys_where_enough_values_tell(count):
+    seconds = np.random.default_rng(count).exponential(0.01, count)
+    latency = latency_from_seconds(list(seconds))
+    assert latency.answers == count
+    assert latency.mean_ms == pytest.approx(1e3 * seconds.mean())
+    assert latency.max_ms == pytest.approx(1e3 * seconds.max())
+    for share, needed, got in (
+        (0.5, 2, latency.p50_ms),
+        (0.9, 10, latency.p90_ms),
+        (0.99, 100, latency.p99_ms),
+        (0.999, 1000, latency.p999_ms),
+    ):
+        expected = np.quantile(1e3 * seconds, share, method="inverted_cdf")
+        assert got == (pytest.approx(expected) if count >= needed else None)

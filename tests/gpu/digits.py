@@ -12,9 +12,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+from edge.agent_process import agent_process
 from edge.bundle import open_bundle
 from edge.trust import trusted_keys_in
-from host_tools.agent_process import agent_process
 
 BUILD_TIMEOUT_S = 600.0
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.agent_process import agent_process
 from edge.self_test import relative_error
-from host_tools.agent_process import agent_process
 from host_tools.client import OipConnection
 from tests.gpu.shapes import MODELS
 

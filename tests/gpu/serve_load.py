@@ -5,18 +5,19 @@ python -m tests.gpu.serve_load FOLDER MODEL BUNDLE_FOLDER PRECISION
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from edge.agent_process import agent_process
+from edge.load_client import Load, run_load_in_child
+from edge.oip_client import infer_request
 from edge.tensorrt_library import load_tensorrt
 from edge.trt_session import TrtSession
-from host_tools.agent_process import agent_process
-from tests.bench_client import binary_request
 from tests.gpu.shapes import MODELS
 
 SECONDS = 5.0
@@ -46,7 +47,7 @@ def main(folder: Path, name: str, where: Path, precision: str) -> None:
     with agent_process(where, flags, timeout_s=START_TIMEOUT_S) as (url, _):
         for rows, connections, clients in LOADS:
             feeds = {s.name: np.ascontiguousarray(arrays[s.name][:rows]) for s in interface.inputs}
-            report(url, binary_request(name, feeds), rows, connections, clients, best)
+            report(url, infer_request(name, feeds).whole(), rows, connections, clients, best)
 
 
 def runs_per_second(session: TrtSession, feeds: dict[str, np.ndarray]) -> float:
@@ -69,7 +70,7 @@ def report(
         f"agent, {rows} rows a request, {connections} connections: {figures['rps']:.0f} "
         f"requests/s, {rate:.0f} rows/s ({rate / best:.2f} of the engine's best), "
         f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, "
-        f"{figures['wrong']:.0f} wrong, GPU {busy} % busy",
+        f"{figures['failed']:.0f} failed or wrong, GPU {busy} % busy",
         flush=True,
     )
 
@@ -79,34 +80,37 @@ def loaded(
 ) -> tuple[dict[str, float], list[int]]:
     """Return what clients in processes of their own saw together, and how busy each GPU was."""
     host, port = url.removeprefix("http://").split(":")
-    each = str(connections // clients)
-    command = [sys.executable, "-m", "tests.bench_client", host, port, each, str(seconds)]
     smi = subprocess.Popen(
         ["nvidia-smi", "--query-gpu=index,utilization.gpu", "--format=csv,noheader,nounits",
          "-lms", "250"],
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    processes = [
-        subprocess.Popen([*command, str(TOLERANCE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(clients)
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(request)
-        process.stdin.close()
-    found = []
-    for process in processes:
-        assert process.stdout is not None
-        found.append(json.loads(process.stdout.read()))
-        process.wait()
+    load = Load(
+        host=host, port=int(port), requests=(request,), seconds=seconds,
+        connections=connections // clients, tolerance=TOLERANCE,
+    )  # fmt: skip
+    with ThreadPoolExecutor(clients) as pool:
+        outcomes = list(pool.map(run_load_in_child, [load] * clients))
     smi.terminate()
     busy: dict[int, list[int]] = {}
     for line in smi.communicate()[0].decode().splitlines():
         gpu, _, percent = line.partition(",")
         if percent.strip().isdecimal():
             busy.setdefault(int(gpu), []).append(int(percent))
-    figures = {key: sum(f[key] for f in found) for key in ("rps", "wrong", "requests")}
-    figures |= {key: max(f[key] for f in found) for key in ("p50_ms", "p99_ms")}
+    found = [outcome.latency[200] for outcome in outcomes if 200 in outcome.latency]
+    figures: dict[str, float] = {
+        "rps": sum(outcome.in_time for outcome in outcomes) / seconds,
+        "failed": sum(
+            outcome.wrong
+            + outcome.lost
+            + outcome.unanswered
+            + sum(seen.answers for status, seen in outcome.latency.items() if status != 200)
+            for outcome in outcomes
+        ),
+        "requests": sum(seen.answers for o in outcomes for seen in o.latency.values()),
+        "p50_ms": max((seen.p50_ms or seen.max_ms for seen in found), default=0.0),
+        "p99_ms": max((seen.p99_ms or seen.max_ms for seen in found), default=0.0),
+    }
     return figures, [round(np.mean(seen[2:] or [0])) for _, seen in sorted(busy.items())]
 
 

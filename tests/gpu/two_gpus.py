@@ -21,9 +21,9 @@ import psutil
 
 from edge.agent import SWITCH_INTERVAL_S
 from edge.config import AgentConfig
+from edge.oip_client import infer_request
 from host_tools.client import OipConnection
 from tests.agents import running_agent
-from tests.bench_client import binary_request
 from tests.gpu.serve_load import loaded
 from tests.gpu.shapes import MODELS
 
@@ -34,7 +34,7 @@ def main(folder: Path, name: str, where: Path, precision: str) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     interface, arrays = MODELS[name], np.load(folder / f"{name}.npz")
     feeds = {s.name: np.ascontiguousarray(arrays[s.name][:ROWS]) for s in interface.inputs}
-    request = binary_request(name, feeds)
+    request = infer_request(name, feeds).whole()
     config = AgentConfig(
         bundle=where / "bundle", trusted_keys=where / "keys", cache=where / "cache", port=0,
         variant=precision, queue_size=512,
@@ -70,7 +70,7 @@ def tell(what: str, figures: dict[str, float], busy: list[int]) -> None:
     print(
         f"{what}: {figures['rps']:.0f} requests/s, {ROWS * figures['rps']:.0f} rows/s, p50 "
         f"{figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, {figures['requests']:.0f} "
-        f"requests, {figures['wrong']:.0f} failed or wrong, GPUs {busy} % busy",
+        f"requests, {figures['failed']:.0f} failed or wrong, GPUs {busy} % busy",
         flush=True,
     )
 

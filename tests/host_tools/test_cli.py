@@ -19,6 +19,7 @@ from tests.calibration.nets import IMAGE, conv_net, write_samples
 HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "transformers", "flask", "rich", "cryptography"}
 VERBS = [
     "export",
+    "profile",
     "calibrate",
     "keygen",
     "pack",

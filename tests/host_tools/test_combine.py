@@ -16,11 +16,11 @@ from click.testing import CliRunner
 
 from calibration.model_file import load_model, save_model
 from calibration.runtime import Runner
+from edge.agent_process import agent_process
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME, open_bundle
 from edge.errors import BundleError, EdgeError, StorageError, TrustError, UsageError
 from edge.manifest import Manifest, bytes_from_manifest
 from edge.trust import sign, trusted_keys_in
-from host_tools.agent_process import agent_process
 from host_tools.cli import cli
 from host_tools.client import OipConnection
 from host_tools.combine import CombineRequest, combine

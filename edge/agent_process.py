@@ -19,6 +19,7 @@ STOP_TIMEOUT_S = 30.0
 POLL_S = 0.05
 LOG_NAME = "agent.log"
 CONFIG_NAME = "agent.json"
+_ERROR = "error: "
 
 
 class AgentProcessError(EdgeError):
@@ -35,7 +36,7 @@ def agent_process(
 
     Only the flags configure it: neither EDGE_* variables nor /etc/edge/agent.json reach it. Its
     log goes to folder/agent.log. Afterwards it is told to stop, and killed if it does not.
-    Raises AgentProcessError with the log if it does not become ready in time.
+    Raises AgentProcessError with its error or its log if it does not become ready in time.
     """
     log, config = folder / LOG_NAME, (folder / CONFIG_NAME).resolve()
     config.write_text("{}\n")
@@ -60,9 +61,7 @@ def script(name: str) -> str:
     path = Path(sysconfig.get_path("scripts")) / name
     found = str(path) if path.exists() else shutil.which(name)
     if found is None:
-        raise BackendUnavailableError(
-            f"the command {name} is not installed; pip install 'edge-kit[host]'"
-        )
+        raise BackendUnavailableError(f"the command {name} is not installed; pip install edge-kit")
     return found
 
 
@@ -73,4 +72,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, timeout_s: fl
             if " ready models=" in line:
                 return line.rpartition("url=")[2]
         time.sleep(POLL_S)
-    raise AgentProcessError(f"the agent did not become ready; {log} says:\n{log.read_text()}")
+    text = log.read_text()
+    errors = [line for line in text.splitlines() if line.startswith(_ERROR)]
+    if errors:
+        raise AgentProcessError(f"the agent did not start: {errors[-1].removeprefix(_ERROR)}")
+    raise AgentProcessError(f"the agent did not become ready; {log} says:\n{text}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from host_tools.agent_process import AgentProcessError, agent_process
+from edge.agent_process import AgentProcessError, agent_process
 from tests.agents import make_config
 from tests.fakes import DEADLINE_S
 
@@ -18,7 +18,7 @@ FLAGS = ["--bundle", "bundle", "--trusted-keys", "keys", "--port", "0"]
 STARTED_BY_QUICKSTART = """
     import signal, sys
     from pathlib import Path
-    from host_tools.agent_process import agent_process
+    from edge.agent_process import agent_process
     from host_tools.cli import stop_on_sigterm
 
     stop_on_sigterm()
