@@ -169,7 +169,7 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
     )
 
 
-for _command in (bench, capture, profile, replay):
+for _command in (bench, profile, capture, replay):
     cli.add_command(_command)
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from edge.latency import Latency
 from edge.manifest import Backend, Measurement, Precision
 
+MIN_SHARE = 0.1  # of time or requests: below it nothing is worth a word
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
@@ -178,3 +180,17 @@ class Measurements:
     served: Served | None = None
     points: tuple[Point, ...] = ()
     profile: LayerTimes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """One change. weight: the share of time or of requests that it is about, which ranks it.
+
+    evidence: what was measured. change: what to do; key: the configuration key, flag or command.
+    """
+
+    code: str
+    weight: float
+    evidence: str
+    change: str
+    key: str

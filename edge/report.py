@@ -7,8 +7,7 @@ from collections import defaultdict
 import click
 import msgspec
 
-from edge.advice import Advice
-from edge.measurements import LayerTimes, Point
+from edge.measurements import Advice, LayerTimes, Point
 from edge.table import mebibytes, number, percent, table, wrapped
 
 TOP_LAYERS = 15

@@ -6,9 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from edge.advice import Advice, advise
+from edge.advice import advise
 from edge.manifest import Measurement
-from edge.measurements import LayerTimes, Measurements, Point, Runs, Served, Usage, VariantSpeed
+from edge.measurements import (
+    Advice,
+    LayerTimes,
+    Measurements,
+    Point,
+    Runs,
+    Served,
+    Usage,
+    VariantSpeed,
+)
 from tests.edge.points import LAYERS, POINT, SERVED, USAGE, layer, point, stages
 
 assert POINT.latency is not None

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from edge.advice import Advice
 from edge.compare import Row, Speed, compare_tables
-from edge.measurements import Layer
+from edge.measurements import Advice, Layer
 from edge.plot import SERIES, svg_from_points
 from edge.report import advice_lines, agent_table, batch_lines, latency_table, layer_tables
 from edge.table import MAX_COLUMNS, number, shortened, table

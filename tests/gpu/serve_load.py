@@ -70,7 +70,7 @@ def report(
         f"agent, {rows} rows a request, {connections} connections: {figures['rps']:.0f} "
         f"requests/s, {rate:.0f} rows/s ({rate / best:.2f} of the engine's best), "
         f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, "
-        f"{figures['wrong']:.0f} wrong, GPU {busy} % busy",
+        f"{figures['failed']:.0f} failed or wrong, GPU {busy} % busy",
         flush=True,
     )
 
@@ -97,13 +97,19 @@ def loaded(
         gpu, _, percent = line.partition(",")
         if percent.strip().isdecimal():
             busy.setdefault(int(gpu), []).append(int(percent))
-    found = [outcome.latency[200] for outcome in outcomes]
-    figures = {
+    found = [outcome.latency[200] for outcome in outcomes if 200 in outcome.latency]
+    figures: dict[str, float] = {
         "rps": sum(outcome.in_time for outcome in outcomes) / seconds,
-        "requests": sum(outcome.due for outcome in outcomes),
-        "wrong": sum(o.wrong + o.lost + o.unanswered for o in outcomes),
-        "p50_ms": max(one.p50_ms or one.max_ms for one in found),
-        "p99_ms": max(one.p99_ms or one.max_ms for one in found),
+        "failed": sum(
+            outcome.wrong
+            + outcome.lost
+            + outcome.unanswered
+            + sum(seen.answers for status, seen in outcome.latency.items() if status != 200)
+            for outcome in outcomes
+        ),
+        "requests": sum(seen.answers for o in outcomes for seen in o.latency.values()),
+        "p50_ms": max((seen.p50_ms or seen.max_ms for seen in found), default=0.0),
+        "p99_ms": max((seen.p99_ms or seen.max_ms for seen in found), default=0.0),
     }
     return figures, [round(np.mean(seen[2:] or [0])) for _, seen in sorted(busy.items())]
 

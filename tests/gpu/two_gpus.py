@@ -70,7 +70,7 @@ def tell(what: str, figures: dict[str, float], busy: list[int]) -> None:
     print(
         f"{what}: {figures['rps']:.0f} requests/s, {ROWS * figures['rps']:.0f} rows/s, p50 "
         f"{figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, {figures['requests']:.0f} "
-        f"requests, {figures['wrong']:.0f} failed or wrong, GPUs {busy} % busy",
+        f"requests, {figures['failed']:.0f} failed or wrong, GPUs {busy} % busy",
         flush=True,
     )
 
