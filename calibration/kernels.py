@@ -10,7 +10,7 @@ import onnx
 
 from calibration.errors import GraphError
 from edge.errors import first_line
-from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors
+from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors, session_options
 
 INTEGER_KERNELS = frozenset(
     {
@@ -32,7 +32,7 @@ def optimized_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     ort = load_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
-        options = ort.SessionOptions()
+        options = session_options(ort)
         options.log_severity_level = 4
         # One level below ALL, which only adds memory layouts that a file cannot hold.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

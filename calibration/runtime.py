@@ -10,7 +10,7 @@ import onnx
 
 from calibration.errors import GraphError
 from edge.errors import first_line
-from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors
+from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors, session_options
 from edge.spec import AnyArray, Feeds
 from edge.tensor_bytes import tensor_from_strings, text_from_tensor
 
@@ -24,7 +24,7 @@ class Runner:
 
     def __init__(self, model: onnx.ModelProto, *, exact: bool = True, threads: int = 0) -> None:
         ort = load_onnxruntime()
-        options = ort.SessionOptions()
+        options = session_options(ort)
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.log_severity_level = 4
         if exact:

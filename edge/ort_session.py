@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 from edge.errors import BackendUnavailableError, InferenceError, ModelError, first_line
-from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors, preload_cuda
+from edge.onnxruntime_library import (
+    load_onnxruntime,
+    onnxruntime_errors,
+    preload_cuda,
+    session_options,
+)
 from edge.spec import AnyArray, Datatype, Feeds, Profile, TensorSpec, check_feeds
 from edge.tensor_bytes import tensor_from_strings, text_from_tensor
 
@@ -67,7 +72,7 @@ class OrtSession:
         or is not the model that inputs and outputs describe.
         """
         ort = load_onnxruntime()
-        options = ort.SessionOptions()
+        options = session_options(ort)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads = intra_op_threads or 0

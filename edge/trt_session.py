@@ -26,9 +26,14 @@ from edge.tensorrt_library import TensorRT
 from edge.trt_engine import Context, Engine, Plan, Shapes
 from edge.trt_outputs import GrowingOutput
 
-# A shape gets a graph at this run in each bank; so many are remembered, the oldest goes first.
+# A shape gets a graph at this run in each bank. A graph costs tens of milliseconds to make and
+# saves tens of microseconds a run, so after the first few it is for shapes that come often.
 GRAPH_AT_RUN = 3
-MAX_PLANS = 32
+FEW_GRAPHS = 16
+LATER_GRAPH_AT_RUN = 200
+# So many of each are remembered, those that were not used for the longest time go first.
+MAX_GRAPHS = 64
+MAX_PLANS = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +86,7 @@ class TrtSession:
         # Large tensors travel beside the stream, or they would wait for the run before.
         self._incoming, self._outgoing = cuda.Stream(), cuda.Stream()
         self._plans: OrderedDict[tuple[Shapes, int], _Plan] = OrderedDict()
+        self._captured = 0  # graphs that are kept
         self._free_banks = list(range(len(engine.banks)))
 
     @classmethod
@@ -217,7 +223,7 @@ class TrtSession:
 
     @property
     def graphs(self) -> int:
-        """The number of shapes that run as a CUDA graph now."""
+        """The number of shapes that run as a CUDA graph now, counted in each bank."""
         return sum(bool(plan.graphs) for plan in self._plans.values())
 
     def reset_state(self) -> None:
@@ -233,7 +239,7 @@ class TrtSession:
             return
         with self.device_context:
             for plan in self._plans.values():
-                _drop(plan)
+                self._drop(plan)
             self._plans.clear()
             self._engine.close()
         self._engine = self._stream = self._incoming = self._outgoing = None
@@ -243,13 +249,22 @@ class TrtSession:
         if plan is None:
             plan = self._plans[shapes, bank] = self._new_plan(shapes, bank)
             if len(self._plans) > MAX_PLANS:  # the oldest is none of those that run now
-                _drop(self._plans.popitem(last=False)[1])
+                self._drop(self._plans.popitem(last=False)[1])
         else:
             self._plans.move_to_end((shapes, bank))
         plan.runs += 1
-        if plan.runs >= GRAPH_AT_RUN and self._use_graphs and self._turn not in plan.graphs:
+        enough = GRAPH_AT_RUN if self._captured < FEW_GRAPHS else LATER_GRAPH_AT_RUN
+        if plan.runs >= enough and self._use_graphs and self._turn not in plan.graphs:
+            self._make_room_for_graph()
             self._capture(plan)
         return plan
+
+    def _make_room_for_graph(self) -> None:
+        if self._captured < MAX_GRAPHS:
+            return
+        oldest = next(plan for plan in self._plans.values() if plan.graphs)
+        oldest.runs = 0
+        self._drop(oldest)
 
     def _new_plan(self, shapes: Shapes, bank: int) -> _Plan:
         engine = self._engine
@@ -289,6 +304,13 @@ class TrtSession:
             if isinstance(answer, Staged):  # another is copied when its size is known
                 answer.fetch(self._stream)
 
+    def _drop(self, plan: _Plan) -> None:
+        for graph in plan.graphs.values():
+            graph.close()
+        self._captured -= len(plan.graphs)
+        plan.graphs.clear()
+        plan.contexts.clear()
+
     def _capture(self, plan: _Plan) -> None:
         """Make a graph of a frequent shape, or stop trying.
 
@@ -307,16 +329,10 @@ class TrtSession:
                 self._stream.handle, lambda: self._enqueue(plan, context)
             )
             plan.contexts.append(context)
+            self._captured += 1
         except (EdgeError, self._cuda.Error) as error:
             self._use_graphs = False
             logger.warning("runs without CUDA graphs shapes=%s: %s", plan.shapes, error)
-
-
-def _drop(plan: _Plan) -> None:
-    for graph in plan.graphs.values():
-        graph.close()
-    plan.graphs.clear()
-    plan.contexts.clear()
 
 
 def _check_range(spec: TensorSpec, feed: AnyArray, staged: Staged) -> None:

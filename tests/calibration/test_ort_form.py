@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from calibration.graph import macs_by_node, prepared
@@ -24,6 +24,7 @@ from calibration.placement import place
 from calibration.qdq import quantize
 from calibration.runtime import Runner, run_exposing
 from tests.calibration.nets import IMAGE, conv_net, shared_input_net
+from tests.models import model_from_nodes
 
 IMAGES = {"x": np.random.default_rng(5).normal(0, 1, (4, *IMAGE)).astype(np.float32)}
 ROWS = {"x": np.random.default_rng(6).normal(0, 1, (4, 4, 32)).astype(np.float32)}
@@ -115,6 +116,31 @@ def test_every_placed_node_runs_in_an_integer_kernel(name: str, tmp_path: Path) 
     integer = [(node, kind) for node, kind in ran if kind in INTEGER_KERNELS]
     assert Counter(kind for _, kind in integer) == expected
     assert {node for node, _ in integer} == placed
+
+
+def test_integer_kernels_do_not_saturate_on_any_cpu() -> None:
+    """Rows of the largest uint8 against the largest int8: their sums pass 16 bits at once."""
+    rows, columns = 64, 16
+    net = model_from_nodes(
+        [
+            helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["x_q"]),
+            helper.make_node("DequantizeLinear", ["x_q", "x_scale", "x_zero"], ["x_d"]),
+            helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_d"]),
+            helper.make_node("MatMul", ["x_d", "w_d"], ["y"]),
+        ],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", columns])],
+        {
+            "x_scale": np.array(1 / 255, np.float32),
+            "x_zero": np.array(0, np.uint8),
+            "w": np.full((rows, columns), 127, np.int8),
+            "w_scale": np.array(1 / 127, np.float32),
+            "w_zero": np.array(0, np.int8),
+        },
+    )
+    assert {node.op_type for node in optimized_nodes(net)} & INTEGER_KERNELS
+    y = Runner(net, exact=False).run({"x": np.ones((4, rows), np.float32)})["y"]
+    np.testing.assert_allclose(y, rows, rtol=1e-5)
 
 
 @EACH_MODEL
