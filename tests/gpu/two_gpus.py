@@ -27,14 +27,12 @@ from tests.agents import running_agent
 from tests.gpu.serve_load import loaded
 from tests.gpu.shapes import MODELS
 
-ROWS, CONNECTIONS, CLIENTS, SECONDS = 8, 32, 4, 6.0
+ROWS, CONNECTIONS, CLIENTS, SECONDS = (8, 32), 32, 4, 5.0
 
 
 def main(folder: Path, name: str, where: Path, precision: str) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     interface, arrays = MODELS[name], np.load(folder / f"{name}.npz")
-    feeds = {s.name: np.ascontiguousarray(arrays[s.name][:ROWS]) for s in interface.inputs}
-    request = infer_request(name, feeds).whole()
     config = AgentConfig(
         bundle=where / "bundle", trusted_keys=where / "keys", cache=where / "cache", port=0,
         variant=precision, queue_size=512,
@@ -42,20 +40,26 @@ def main(folder: Path, name: str, where: Path, precision: str) -> None:
     with running_agent(config) as agent:
         served = agent.serving.served[name]
         print(f"{len(served.worker.workers)} workers, {served.memory_bytes} bytes each", flush=True)
+        for rows in ROWS:
+            feeds = {s.name: np.ascontiguousarray(arrays[s.name][:rows]) for s in interface.inputs}
+            request = infer_request(name, feeds).whole()
+            loaded(agent.url, request, CONNECTIONS, CLIENTS, SECONDS / 2)  # warm-up
+            tell("all GPUs", rows, loaded(agent.url, request, CONNECTIONS, CLIENTS, SECONDS))
         answers = [
             worker.infer(feeds, deadline=None).outputs[interface.outputs[0].name]
             for worker in served.worker.workers
         ]
         same = all(np.array_equal(answers[0], answer) for answer in answers)
         print(f"every worker gives the same bytes: {same}", flush=True)
-        tell("all GPUs", *loaded(agent.url, request, CONNECTIONS, CLIENTS, SECONDS))
         if len(served.worker.workers) == 1:
             return
         timer = threading.Timer(SECONDS / 2, lose)
         timer.start()
-        tell("one is killed halfway", *loaded(agent.url, request, CONNECTIONS, CLIENTS, SECONDS))
+        tell(
+            "one is killed halfway", rows, loaded(agent.url, request, CONNECTIONS, CLIENTS, SECONDS)
+        )
         timer.join()
-        tell("after that", *loaded(agent.url, request, CONNECTIONS, CLIENTS, SECONDS))
+        tell("after that", rows, loaded(agent.url, request, CONNECTIONS, CLIENTS, SECONDS))
         with urllib.request.urlopen(f"{agent.url}/telemetry") as response:
             model = json.load(response)["models"][0]
         print(f"workers {model['workers']}, requests {model['requests']}", flush=True)
@@ -66,9 +70,11 @@ def main(folder: Path, name: str, where: Path, precision: str) -> None:
         print(f"the answer afterwards differs from the one before by {error:.1e}", flush=True)
 
 
-def tell(what: str, figures: dict[str, float], busy: list[int]) -> None:
+def tell(what: str, rows: int, seen: tuple[dict[str, float], list[int]]) -> None:
+    figures, busy = seen
     print(
-        f"{what}: {figures['rps']:.0f} requests/s, {ROWS * figures['rps']:.0f} rows/s, p50 "
+        f"{what}, {rows} rows a request: {figures['rps']:.0f} requests/s, "
+        f"{rows * figures['rps']:.0f} rows/s, p50 "
         f"{figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, {figures['requests']:.0f} "
         f"requests, {figures['failed']:.0f} failed or wrong, GPUs {busy} % busy",
         flush=True,
