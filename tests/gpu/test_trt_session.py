@@ -327,8 +327,7 @@ def test_layers_are_timed_past_a_graph_and_the_answers_stay_right(
         session.run({"x": x})
     layers = layers_of_runs(session, {"x": x}, runs=5, trt=library.module)
     assert layers
-    assert all(layer.mean_ms >= 0 for layer in layers)
-    assert any(layer.mean_ms > 0 for layer in layers)
+    assert all(layer.mean_ms > 0 for layer in layers)
     assert {layer.name for layer in layers} & {
         str(layer.get("Name")) for layer in session.layer_details()
     }
