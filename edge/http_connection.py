@@ -11,18 +11,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import httptools
 
 from edge.errors import QueueFullError
 from edge.http_answer import HttpAnswer, answer_from_error, head_of, json_error, too_large
 from edge.http_limits import Budget, ClientPlaces, client_from_address
-from edge.http_request import ArrivingRequest, RefusedError
-from edge.wsgi_environ import environ_of, target_of
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+from edge.http_request import ArrivingRequest, HttpRequest, RefusedError
+from edge.wsgi_environ import target_of
 
 MAX_HEADER_BYTES = 16 << 10
 IDLE_S = 60.0  # without a request; also without progress of an answer
@@ -33,6 +30,7 @@ MAX_DISCARDED_BYTES = 1 << 30
 WATCHING_METHODS = {"GET", "HEAD"}
 
 Cancel = Callable[[], None]
+Reply = Callable[[HttpAnswer], None]
 
 
 class Handler(Protocol):
@@ -45,9 +43,7 @@ class Handler(Protocol):
         is whole it holds no place, so that clients who trickle keep nobody out.
         """
 
-    def __call__(
-        self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
-    ) -> Cancel | None:
+    def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
         """Begin to answer; what is returned is called if the client goes away before."""
 
     def close(self) -> None:
@@ -164,7 +160,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header."""
         request = self._current()
-        request.headers.append((name, value))
+        request.add_header(name, value)
         self._count(request, len(name) + len(value))
 
     def on_headers_complete(self) -> None:
@@ -173,7 +169,7 @@ class Connection(asyncio.Protocol):
         request.is_headed = True
         request.method = self._parser.get_method().decode("ascii")
         request.version = self._parser.get_http_version()
-        fields = request.fields()
+        fields = request.headers
         if self._parser.should_upgrade() and b"transfer-encoding" in fields:
             raise RefusedError(json_error(400, "Bad Request: an upgrade with a chunked body"))
         length = fields.get(b"content-length", b"")
@@ -231,7 +227,7 @@ class Connection(asyncio.Protocol):
         return refusal
 
     def _take_offered(self, request: ArrivingRequest, data: bytes) -> None:
-        length = int(request.fields().get(b"content-length", b"0"))
+        length = int(request.headers.get(b"content-length", b"0"))
         self.on_body(data[: length - request.body_bytes])
         if request.body_bytes >= length:
             self._offered, self._is_ended = None, True
@@ -284,19 +280,9 @@ class Connection(asyncio.Protocol):
         if request.refusal is not None:
             self._reply(request, request.refusal)
             return
-        body, request.body = bytes(request.body), bytearray()
-        environ = environ_of(
-            request.method,
-            request.path,
-            request.query,
-            request.headers,
-            version=request.version,
-            length=len(body),
-            client=self._remote,
-            server=self._rules.address,
-        )
         self._cancel = None
-        cancel = self._rules.handler(environ, body, lambda answer: self._reply(request, answer))
+        whole = request.whole(client=self._remote, server=self._rules.address)
+        cancel = self._rules.handler(whole, lambda answer: self._reply(request, answer))
         if self._answering is request:  # not answered yet
             self._cancel = cancel
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import ConfigError, QueueFullError
 from edge.http_answer import AGENT_FAILED, HttpAnswer, answer_from_error, json_error
-from edge.http_connection import Cancel, Connection, Handler, Rules
+from edge.http_connection import Cancel, Connection, Handler, Reply, Rules
 from edge.http_limits import Budget, ClientPlaces
+from edge.http_request import HttpRequest
 from edge.pool import Pool
-from edge.wsgi_environ import with_input
+from edge.wsgi_environ import environ_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -57,12 +58,17 @@ class Loop:
         """End a turn; from any thread."""
         self._wake(self.events.stop)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller's thread is the loop's, in a turn of it."""
+        return threading.get_ident() == self._thread and self.events.is_running()
+
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Call a function in the loop's thread: now if this is it, else as soon as it can.
 
         What comes while the loop is being woken goes with it: a batch of answers wakes it once.
         """
-        if threading.get_ident() == self._thread and self.events.is_running():
+        if self.is_here:
             function(*args)
             return
         with self._adding:
@@ -99,24 +105,20 @@ class AppHandler:
         """Refuse nothing."""
         return None
 
-    def __call__(
-        self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
-    ) -> Cancel | None:
+    def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
         """Begin to answer one request."""
-        self._pool.submit(functools.partial(self._answer, environ, body, reply))
+        self._pool.submit(functools.partial(self._answer, request, reply))
         return None
 
     def close(self) -> None:
         """Stop the threads, once they have done what they do."""
         self._pool.close()
 
-    def _answer(
-        self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
-    ) -> None:
+    def _answer(self, request: HttpRequest, reply: Reply) -> None:
         try:
-            answer = self._run(with_input(environ, body))
+            answer = self._run(environ_of(request))
         except Exception as error:
-            logger.error("request failed path=%s", environ["PATH_INFO"], exc_info=error)
+            logger.error("request failed path=%s", request.path, exc_info=error)
             answer = json_error(500, AGENT_FAILED)
         self._loop.call(reply, answer)
 

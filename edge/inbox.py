@@ -9,6 +9,7 @@ fixed cost is learnt from the runs; the window also shrinks whenever waiting was
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -85,6 +86,14 @@ class RunCost:
         mean_s = self._seconds / self._weight
         return min(mean_s, max(0.0, mean_s - row_s * self._rows / self._weight))
 
+    def predicted_s(self, rows: int) -> float:
+        """What a run of so many rows will take; infinite before the first."""
+        if self._weight == 0.0:
+            return math.inf
+        mean_s, mean_rows = self._seconds / self._weight, self._rows / self._weight
+        fixed_s = self.fixed_s
+        return fixed_s + (mean_s - fixed_s) * rows / mean_rows
+
 
 class Inbox:
     """Bounded by count and by bytes. `put` is for callers, the rest for the one who runs."""
@@ -124,6 +133,11 @@ class Inbox:
         """Whether requests are taken."""
         return self._is_open
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no request will come any more."""
+        return self._is_closed
+
     def open(self) -> None:
         """Take requests from now on, unless it was closed before."""
         with self._changed:
@@ -135,8 +149,11 @@ class Inbox:
             self._is_open, self._is_closed = False, True
             self._changed.notify_all()
 
-    def put(self, request: Request) -> None:
-        """Add a request; raises NotReadyError when closed, QueueFullError when full."""
+    def put(self, request: Request, *, wake: bool = True) -> None:
+        """Add a request; raises NotReadyError when closed, QueueFullError when full.
+
+        wake: tell who waits in `wait` or `take`; without, the caller takes it or calls `wake`.
+        """
         with self._changed:
             if not self._is_open:
                 raise NotReadyError(f"model {self._name!r} is stopping; send the request elsewhere")
@@ -151,12 +168,18 @@ class Inbox:
                 )
             self._waiting.append(request)
             self._bytes += size
+            if wake:
+                self._changed.notify()
+
+    def wake(self) -> None:
+        """Tell who waits in `wait` or `take` to look again."""
+        with self._changed:
             self._changed.notify()
 
-    def wait(self) -> bool:
-        """Wait until there is a request; False once closed and empty."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until there is a request; False once closed and empty, or when the time is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            self._changed.wait_for(lambda: self._waiting or self._is_closed, timeout_s)
             return bool(self._waiting)
 
     def take(self) -> list[Request]:
@@ -169,6 +192,11 @@ class Inbox:
                 self._wait_for_company()
             return self._taken()
 
+    def take_now(self, most_s: float) -> list[Request]:
+        """Return what `take` would without waiting, if all that waits will run within most_s."""
+        with self._changed:
+            return self._taken() if self._predicted_s() <= most_s else []
+
     def take_full(self) -> list[Request]:
         """Return the requests of a batch if so many wait that no more could join; else none.
 
@@ -177,10 +205,17 @@ class Inbox:
         with self._changed:
             return self._taken() if self._is_full() else []
 
+    def is_quick(self, most_s: float) -> bool:
+        """Whether one row more will have run within most_s."""
+        return self._runs.predicted_s(len(self._waiting) + 1) <= most_s
+
     def note_run(self, requests: int, rows: int, run_s: float) -> None:
         """Learn from a batch that is done: how many callers may come back, and what runs cost."""
         self._expected = requests + len(self._waiting)
         self._runs.add(rows, run_s)
+
+    def _predicted_s(self) -> float:
+        return self._runs.predicted_s(sum(request.extent.rows for request in self._waiting))
 
     def _taken(self) -> list[Request]:
         self._waiting.sort(key=lambda request: request.order)

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from edge import embeddings, oip
 from edge.asked import Asked, submit_in_turn
@@ -25,25 +24,26 @@ from edge.http_answer import (
     unpacked,
     wrong_method,
 )
-from edge.http_connection import Cancel, Handler
+from edge.http_connection import Cancel, Handler, Reply
+from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from edge.inbox import Answer, too_late
 from edge.manifest import Model
 from edge.pool import Pool
 from edge.predict import Predictor
+from edge.replicas import Replicas
 from edge.routes import Kind, Route
 from edge.serving import ServedModel, Serving
-from edge.spec import AnyArray, check_feeds, check_tensor, check_together
+from edge.spec import AnyArray, Feeds, check_feeds, check_tensor, check_together
 from edge.tensor_bytes import held_bytes
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
 
 TIMEOUT_HEADER = "Edge-Timeout-Ms"
 # From here on a tensor is parsed or encoded outside the event loop.
 LARGE_BYTES = 64 << 10
 HELPERS = 2
 _MAX_DIGITS = 15
+_TIMEOUT = TIMEOUT_HEADER.lower().encode()
+_JSON_LENGTH = oip.JSON_LENGTH_HEADER.lower().encode()
 
 logger = logging.getLogger(__name__)
 
@@ -67,30 +67,29 @@ class Inference:
         self._request_timeout_s = request_timeout_s
         self._max_body_bytes = max_body_bytes
 
-    def addressed(self, environ: WSGIEnvironment, body: bytes, route: Route) -> Addressed:
+    def addressed(self, request: HttpRequest, route: Route) -> Addressed:
         """Return the model that a request is for and what reads it, once the model is known.
 
         Raises InputError if the body has to name the model, and does not.
         """
         if route.kind == "embeddings":
             most = min(self._max_body_bytes, embeddings.MAX_BODY_BYTES)
-            encoding = environ.get("HTTP_CONTENT_ENCODING", "")
-            body = unpacked(body, encoding, max_body_bytes=most)
+            body = unpacked(request.body, request.header(b"content-encoding"), max_body_bytes=most)
             parse = functools.partial(embeddings.asked_from_body, body)
             return Addressed(name=embeddings.model_of(body), parse=parse)
         assert route.name is not None  # noqa: S101 - see Route
         read = self.predictor.asked if route.kind == "predict" else self._asked
-        parse = functools.partial(read, environ, body)
+        parse = functools.partial(read, request)
         return Addressed(name=route.name, version=route.version, parse=parse)
 
-    def limit_s(self, environ: WSGIEnvironment, asked: Asked) -> float:
+    def limit_s(self, request: HttpRequest, asked: Asked) -> float:
         """Return how long the request may take: the shortest of all that is said about it."""
-        limits = (self._request_timeout_s, _timeout_s(environ), asked.timeout_s)
+        limits = (self._request_timeout_s, _timeout_s(request), asked.timeout_s)
         return min(limit for limit in limits if limit is not None)
 
-    def _asked(self, environ: WSGIEnvironment, body: bytes, served: ServedModel) -> Asked:
+    def _asked(self, request: HttpRequest, served: ServedModel) -> Asked:
         model = served.model
-        parsed = self._parsed(environ, body, model)
+        parsed = self._parsed(request, model)
         return Asked(
             parts=(parsed.feeds,),
             encode=functools.partial(_encoded, parsed, model),
@@ -98,11 +97,12 @@ class Inference:
             priority=parsed.priority,
         )
 
-    def _parsed(self, environ: WSGIEnvironment, body: bytes, model: Model) -> oip.InferRequest:
-        encoding = environ.get("HTTP_CONTENT_ENCODING", "")
-        body = unpacked(body, encoding, max_body_bytes=self._max_body_bytes)
+    def _parsed(self, request: HttpRequest, model: Model) -> oip.InferRequest:
+        encoding = request.header(b"content-encoding")
+        body = unpacked(request.body, encoding, max_body_bytes=self._max_body_bytes)
         length = oip.json_length_from_header(
-            environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH"), body_bytes=len(body)
+            request.header(_JSON_LENGTH) if _JSON_LENGTH in request.headers else None,
+            body_bytes=len(body),
         )
         if length == 0:
             parsed = oip.parse_raw(body, inputs=model.inputs, outputs=model.outputs)
@@ -151,6 +151,21 @@ class InferHandler:
         self.loop = loop
         self.helpers = Pool(HELPERS, "infer")
         self._otherwise = otherwise
+        self._to_run: set[Replicas] = set()
+
+    def run_soon(self, worker: Replicas) -> bool:
+        """Run what waits at a worker when all that has arrived is in line, if that is quick."""
+        if not worker.is_quick:
+            return False
+        if not self._to_run:
+            self.loop.events.call_soon(self._run_quick)
+        self._to_run.add(worker)
+        return True
+
+    def _run_quick(self) -> None:
+        workers, self._to_run = self._to_run, set()
+        for worker in workers:
+            worker.run_here()
 
     def admit(self, method: str, path: str) -> HttpAnswer | None:
         """Refuse what needs no body to be refused: an unknown model, or a full one."""
@@ -171,26 +186,24 @@ class InferHandler:
             return answer
         return None
 
-    def __call__(
-        self, environ: WSGIEnvironment, body: bytes, reply: Callable[[HttpAnswer], None]
-    ) -> Cancel | None:
+    def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
         """Begin to answer one request."""
-        route = Route.of(environ["PATH_INFO"])
+        route = Route.of(request.path)
         if route is None:
-            return self._otherwise(environ, body, reply)
+            return self._otherwise(request, reply)
         started, serving = self.inference.clock(), self.inference.serving
 
         def send(answer: HttpAnswer) -> None:
             serving.metrics.record_response(answer.status)
-            reply(packed(answer, environ.get("HTTP_ACCEPT_ENCODING", "")))
+            reply(packed(answer, request.header(b"accept-encoding")))
 
-        if environ["REQUEST_METHOD"] != "POST":
-            answer = wrong_method(environ["REQUEST_METHOD"], environ["PATH_INFO"], "POST")
+        if request.method != "POST":
+            answer = wrong_method(request.method, request.path, "POST")
             send(embeddings.in_openai_form(answer) if route.kind == "embeddings" else answer)
             return None
         served = None
         try:
-            to = self.inference.addressed(environ, body, route)
+            to = self.inference.addressed(request, route)
             served = serving.served_model(to.name, to.version)
             while not served.places.take():  # it was replaced at this very moment
                 served = serving.served_model(to.name, to.version)
@@ -199,8 +212,8 @@ class InferHandler:
                 served.record_error(error.code, total_s=0.0)
             send(_refusal(route.kind, error))
             return None
-        call = _Call(self, route, served, environ, send, started)
-        call.begin(to.parse, len(body))
+        call = _Call(self, route, served, request, send, started)
+        call.begin(to.parse)
         return call.cancel
 
     def close(self) -> None:
@@ -217,7 +230,7 @@ class _Call:
         handler: InferHandler,
         route: Route,
         served: ServedModel,
-        environ: WSGIEnvironment,
+        request: HttpRequest,
         send: Callable[[HttpAnswer], None],
         started: float,
     ) -> None:
@@ -226,15 +239,15 @@ class _Call:
         self._loop = handler.loop
         self._route = route
         self._served = served
-        self._environ = environ
+        self._request = request
         self._send = send
         self._started = self._begun = started
         self._is_over = False
         self._future: Future[Answer] | None = None
 
-    def begin(self, parse: Parse, size: int) -> None:
+    def begin(self, parse: Parse) -> None:
         """Parse, here or in a helper's thread."""
-        is_quick = self._route.kind == "infer" and size <= LARGE_BYTES
+        is_quick = self._route.kind == "infer" and len(self._request.body) <= LARGE_BYTES
         self._do(self._parse, parse, elsewhere=not is_quick)
 
     def cancel(self) -> None:
@@ -253,13 +266,16 @@ class _Call:
         if self._is_over:
             return
         self._begun = self._now()
-        deadline = self._started + self._inference.limit_s(self._environ, asked)
-        future = self._future = submit_in_turn(
-            asked.parts,
-            functools.partial(
-                self._served.worker.submit, deadline=deadline, priority=asked.priority
-            ),
-        )
+        deadline = self._started + self._inference.limit_s(self._request, asked)
+        worker = self._served.worker
+
+        def submit(feeds: Feeds) -> Future[Answer]:
+            is_here = self._loop.is_here and self._handler.run_soon(worker)
+            return worker.submit(
+                feeds, deadline=deadline, priority=asked.priority, wake=not is_here
+            )
+
+        future = self._future = submit_in_turn(asked.parts, submit)
         if future.done():
             self._finish(asked, future)
             return
@@ -307,7 +323,7 @@ class _Call:
         if isinstance(error, EdgeError):
             code = error.code
         else:
-            logger.error("request failed path=%s", self._environ["PATH_INFO"], exc_info=error)
+            logger.error("request failed path=%s", self._request.path, exc_info=error)
         self._served.record_error(code, total_s=self._now() - self._started)
         self._send(_refusal(self._route.kind, error))
 
@@ -348,11 +364,11 @@ def _refusal(kind: Kind, error: Exception) -> HttpAnswer:
     return embeddings.in_openai_form(answer) if kind == "embeddings" else answer
 
 
-def _timeout_s(environ: WSGIEnvironment) -> float | None:
+def _timeout_s(request: HttpRequest) -> float | None:
     """Return the limit that the client gives in TIMEOUT_HEADER, in seconds."""
-    text = environ.get("HTTP_EDGE_TIMEOUT_MS")
-    if text is None:
+    if _TIMEOUT not in request.headers:
         return None
+    text = request.header(_TIMEOUT)
     if not text.isdecimal() or len(text) > _MAX_DIGITS or int(text) == 0:
         raise InputError(f"{TIMEOUT_HEADER} must be a positive number of milliseconds")
     return int(text) / 1e3

@@ -44,9 +44,11 @@ class OrtSession:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         profile: Profile,
+        runs_anywhere: bool = False,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.runs_anywhere = runs_anywhere
         self._session = session
         self._profile = profile
         self._output_names = [spec.name for spec in outputs]
@@ -106,7 +108,13 @@ class OrtSession:
                 "its log"
             )
         _check_interface(session, graph, inputs, outputs)
-        return cls(session, inputs=inputs, outputs=outputs, profile=profile)
+        return cls(
+            session,
+            inputs=inputs,
+            outputs=outputs,
+            profile=profile,
+            runs_anywhere=device is None,  # a CUDA context belongs to a thread
+        )
 
     def run(self, feeds: Feeds) -> dict[str, AnyArray]:
         """Return every output for one set of feeds; see `session.Session`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -20,16 +19,14 @@ from edge.classes import guesses
 from edge.detections import detections
 from edge.errors import BackendUnavailableError, DeadlineError, InputError
 from edge.http_answer import HttpAnswer, unpacked
+from edge.http_request import HttpRequest
 from edge.images import ImagePreprocessing, Placement, placed_from_image
 from edge.manifest import Model
 from edge.oip import InferRequest, WantedOutput, encode_infer
 from edge.serving import ServedModel
 from edge.spec import AnyArray, Feeds, check_feeds, check_tensor
 from edge.text import Tokenizer
-from edge.wsgi_environ import with_input
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+from edge.wsgi_environ import environ_of
 
 FORM_FIELD = "image"
 # A decoded image may take 300 MB; requests wait here, they do not pile up in memory.
@@ -53,7 +50,7 @@ class Predictor:
         self._timeout_s = timeout_s
         self._places = threading.BoundedSemaphore(MAX_DECODING)
 
-    def asked(self, environ: WSGIEnvironment, body: bytes, served: ServedModel) -> Asked:
+    def asked(self, request: HttpRequest, served: ServedModel) -> Asked:
         """Return what a request asks.
 
         Raises InputError for what the model does not take, or not so often, DeadlineError if no
@@ -61,11 +58,8 @@ class Predictor:
         """
         model = served.model
         if model.text is not None:
-            body = unpacked(
-                body,
-                environ.get("HTTP_CONTENT_ENCODING", ""),
-                max_body_bytes=self._max_body_bytes,
-            )
+            encoding = request.header(b"content-encoding")
+            body = unpacked(request.body, encoding, max_body_bytes=self._max_body_bytes)
             feeds = feeds_from_texts(_texts(body), model, tokenizer_of(served))
             return Asked(parts=(feeds,), encode=encoder_of(model))
         if model.image is None:
@@ -73,12 +67,12 @@ class Predictor:
                 f"model {model.name!r} was packed without image or text steps; send tensors to "
                 f"/v2/models/{model.name}/infer"
             )
-        if environ.get("CONTENT_TYPE", "").partition(";")[0].strip() == "application/json":
+        if request.header(b"content-type").partition(";")[0].strip() == "application/json":
             raise InputError(
                 f"model {model.name!r} takes images; send one as the body, or as the form field "
                 f"{FORM_FIELD!r}"
             )
-        contents = _images(Request(with_input(environ, body)))
+        contents = _images(Request(environ_of(request)))
         feeds, placements = self._feeds_from_images(contents, model, model.image)
         return Asked(parts=(feeds,), encode=encoder_of(model, placements))
 

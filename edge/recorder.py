@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -34,15 +33,13 @@ from edge.capture_file import (
     frame_bytes,
 )
 from edge.http_answer import AGENT_FAILED, HttpAnswer, json_error
-from edge.http_connection import Cancel, Handler
+from edge.http_connection import Cancel, Handler, Reply
+from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from edge.pool import Pool
 from edge.recording import Recording, Wish
 from edge.redaction import redacted
 from edge.routes import Route
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
 
 ABANDONED_S = 10.0
 MAX_POLL_BYTES = 4 << 20
@@ -50,16 +47,8 @@ NOT_ALLOWED = (
     "this agent may not record requests; set allow_capture (--allow-capture, EDGE_ALLOW_CAPTURE) "
     "and restart it, if whoever reaches it may see what is sent to it"
 )
-_VARIABLES = {
-    name: name.upper().replace("-", "_")
-    if name == "Content-Type"
-    else "HTTP_" + name.upper().replace("-", "_")
-    for name in RECORDED_HEADERS
-}
 
 logger = logging.getLogger(__name__)
-
-Reply = Callable[[HttpAnswer], None]
 
 
 class Recorder:
@@ -97,40 +86,36 @@ class Recorder:
         """Refuse what the other handler refuses."""
         return self._handler.admit(method, path)
 
-    def __call__(self, environ: WSGIEnvironment, body: bytes, reply: Reply) -> Cancel | None:
+    def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
         """Begin to answer one request, and record it if somebody asked for that."""
-        path = environ["PATH_INFO"]
-        if path == CAPTURE_PATH:
-            self._control(environ["REQUEST_METHOD"], body, reply)
+        if request.path == CAPTURE_PATH:
+            self._control(request.method, request.body, reply)
             return None
         recording = self._recording
         if recording is None or not recording.wants_next():
-            return self._handler(environ, body, reply)
-        method = environ["REQUEST_METHOD"]
-        if method != "POST" or Route.of(path) is None:
-            return self._handler(environ, body, reply)
+            return self._handler(request, reply)
+        if request.method != "POST" or Route.of(request.path) is None:
+            return self._handler(request, reply)
         arrived = self._clock()
 
         def note(answer: HttpAnswer) -> None:
             reply(answer)
-            kept = {
-                name: answer.headers[name] for name in RECORDED_HEADERS if name in answer.headers
-            }
+            answered = answer.headers
             recording.add(
                 Exchange(
                     offset_s=arrived - recording.started,
-                    method=method,
-                    path=path,
-                    headers={name: environ[v] for name, v in _VARIABLES.items() if v in environ},
-                    body=body,
+                    method=request.method,
+                    path=request.path,
+                    headers={n: v for n in RECORDED_HEADERS if (v := _header(request, n))},
+                    body=request.body,
                     status=answer.status,
-                    answer_headers=kept,
+                    answer_headers={n: answered[n] for n in RECORDED_HEADERS if n in answered},
                     answer=answer.body,
                     latency_s=self._clock() - arrived,
                 )
             )
 
-        return self._handler(environ, body, note)
+        return self._handler(request, note)
 
     def close(self) -> None:
         """Give up a recording, and stop the other handler."""
@@ -238,6 +223,10 @@ class Recorder:
         if self._abandon is not None:
             self._abandon.cancel()
             self._abandon = None
+
+
+def _header(request: HttpRequest, name: str) -> str:
+    return request.header(name.lower().encode())
 
 
 def _frames(content: bytes, reason: EndReason | None) -> HttpAnswer:

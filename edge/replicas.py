@@ -41,10 +41,25 @@ class Replicas:
         return self._best(self.workers).infer(feeds, deadline=deadline, priority=priority)
 
     def submit(
-        self, feeds: Feeds, *, deadline: float | None, priority: int = NORMAL_PRIORITY
+        self,
+        feeds: Feeds,
+        *,
+        deadline: float | None,
+        priority: int = NORMAL_PRIORITY,
+        wake: bool = True,
     ) -> Future[Answer]:
         """Put one request into line at the worker with the least to do; see `Worker.submit`."""
-        return self._best(self.workers).submit(feeds, deadline=deadline, priority=priority)
+        worker = self._best(self.workers)
+        return worker.submit(feeds, deadline=deadline, priority=priority, wake=wake)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the next request is one for `run_here`; see `Worker.is_quick`."""
+        return len(self.workers) == 1 and self.workers[0].is_quick
+
+    def run_here(self) -> None:
+        """Run what waits in the caller's thread if that is quick; see `Worker.run_here`."""
+        self.workers[0].run_here()
 
     def stop(self, timeout_s: float) -> bool:
         """Stop all workers; False if one is still busy after timeout_s."""

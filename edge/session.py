@@ -14,6 +14,9 @@ from typing import Protocol
 
 from edge.spec import AnyArray, Feeds, TensorSpec
 
+# So long without a request, a session may do what makes later runs faster; see `prepare`.
+PAUSE_S = 0.02
+
 Finish = Callable[[], dict[str, AnyArray]]
 
 
@@ -41,6 +44,25 @@ class Session(Protocol):
         """Free the model; further calls of `run` raise InferenceError, of `close` do nothing."""
 
 
+class AnyThreadSession(Session, Protocol):
+    """A Session whose `run` may be called from any thread, one at a time."""
+
+    @property
+    def runs_anywhere(self) -> bool:
+        """True; where there is no such attribute, only the thread that opened it may run it."""
+
+
+class PreparingSession(Session, Protocol):
+    """A Session that can make later runs faster, in the thread that runs it."""
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare` has nothing to do."""
+
+    def prepare(self) -> None:
+        """Do one piece of that work; it may take a tenth of a second, so it is for a pause."""
+
+
 class PipelinedSession(Session, Protocol):
     """A Session whose device computes while the host prepares the next run."""
 
@@ -53,6 +75,17 @@ class PipelinedSession(Session, Protocol):
 
         The feeds have been read when this returns. Runs end in the order of their beginning.
         """
+
+
+def is_prepared(session: Session) -> bool:
+    """Whether a session has nothing to do in a pause; see `PreparingSession`."""
+    prepared: bool = getattr(session, "is_prepared", True)
+    return prepared
+
+
+def prepare(session: Session) -> None:
+    """Let a session use a pause; see `PreparingSession`."""
+    session.prepare()  # type: ignore[attr-defined] # is_prepared has said that it can
 
 
 def start_of(session: Session) -> Callable[[Feeds], Finish]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edge.errors import EdgeError, InferenceError
 from edge.ort_session import OrtSession
-from edge.session import Finish, Session, start_of
+from edge.session import PAUSE_S, Finish, Session, is_prepared, prepare, start_of
 from edge.session_messages import (
     Opened,
     OpenSession,
@@ -69,6 +69,9 @@ def serve(connection: socket.socket, request: OpenSession) -> None:
         if begun and (len(begun) == depth or not _has_message(connection)):
             run, finish = begun.popleft()
             send(connection, _ended(finish, buffers[run.pair][1], request))
+            continue
+        if not is_prepared(session) and not _has_message(connection, PAUSE_S):
+            prepare(session)
             continue
         asked = receive(connection, Run)
         if asked is None:
@@ -127,5 +130,5 @@ def _opened(request: OpenSession) -> Session:
         )
 
 
-def _has_message(connection: socket.socket) -> bool:
-    return bool(select.select([connection], [], [], 0)[0])
+def _has_message(connection: socket.socket, timeout_s: float = 0.0) -> bool:
+    return bool(select.select([connection], [], [], timeout_s)[0])

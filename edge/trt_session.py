@@ -26,9 +26,10 @@ from edge.tensorrt_library import TensorRT
 from edge.trt_engine import Context, Engine, Plan, Shapes
 from edge.trt_outputs import GrowingOutput
 
-# A shape gets a graph at this run in each bank. A graph costs tens of milliseconds to make and
-# saves tens of microseconds a run, so after the first few it is for shapes that come often.
-GRAPH_AT_RUN = 3
+# A shape has earned a graph at this run in each bank. A graph costs tens of milliseconds to make
+# and saves a tenth of one in a run, so after the first few it is for shapes that come often, and
+# none is made while runs are begun one after the other.
+GRAPH_AT_RUN = 2
 FEW_GRAPHS = 16
 LATER_GRAPH_AT_RUN = 200
 # So many of each are remembered, those that were not used for the longest time go first.
@@ -87,6 +88,7 @@ class TrtSession:
         self._incoming, self._outgoing = cuda.Stream(), cuda.Stream()
         self._plans: OrderedDict[tuple[Shapes, int], _Plan] = OrderedDict()
         self._captured = 0  # graphs that are kept
+        self._to_capture: dict[tuple[Shapes, int], _Plan] = {}
         self._free_banks = list(range(len(engine.banks)))
 
     @classmethod
@@ -138,8 +140,14 @@ class TrtSession:
         return 1 if self._engine is None else len(self._engine.banks)
 
     def run(self, feeds: Feeds) -> dict[str, AnyArray]:
-        """Return every output for one set of feeds; see `session.Session`."""
-        return self.start(feeds)()
+        """Return every output for one set of feeds; see `session.Session`.
+
+        Prepares at once what `start` leaves to `prepare`.
+        """
+        answer = self.start(feeds)()
+        while not self.is_prepared:
+            self.prepare()
+        return answer
 
     def start(self, feeds: Feeds) -> Finish:
         """Begin a run; see `session.PipelinedSession`."""
@@ -158,6 +166,21 @@ class TrtSession:
                 self._free_banks.append(bank)
                 raise
         return functools.partial(self._finish, plan)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether every shape that has earned a CUDA graph has one."""
+        return not self._to_capture
+
+    def prepare(self) -> None:
+        """Make one graph; see `session.PreparingSession`."""
+        if self._engine is None or not self._to_capture:
+            return
+        with self.device_context:
+            plan = self._to_capture.pop(next(iter(self._to_capture)))
+            if self._use_graphs and self._turn not in plan.graphs:
+                self._make_room_for_graph()
+                self._capture(plan)
 
     def _launch(self, engine: Engine, plan: _Plan, feeds: Feeds) -> None:
         for spec, staged in zip(self.inputs, plan.feeds, strict=True):
@@ -241,6 +264,7 @@ class TrtSession:
             for plan in self._plans.values():
                 self._drop(plan)
             self._plans.clear()
+            self._to_capture.clear()
             self._engine.close()
         self._engine = self._stream = self._incoming = self._outgoing = None
 
@@ -255,8 +279,7 @@ class TrtSession:
         plan.runs += 1
         enough = GRAPH_AT_RUN if self._captured < FEW_GRAPHS else LATER_GRAPH_AT_RUN
         if plan.runs >= enough and self._use_graphs and self._turn not in plan.graphs:
-            self._make_room_for_graph()
-            self._capture(plan)
+            self._to_capture[shapes, bank] = plan
         return plan
 
     def _make_room_for_graph(self) -> None:
@@ -305,6 +328,7 @@ class TrtSession:
                 answer.fetch(self._stream)
 
     def _drop(self, plan: _Plan) -> None:
+        self._to_capture.pop((plan.shapes, plan.bank), None)
         for graph in plan.graphs.values():
             graph.close()
         self._captured -= len(plan.graphs)

@@ -12,7 +12,7 @@ import numpy as np
 
 from edge.spec import AnyArray, Feeds, Profile
 
-# A session on TensorRT captures a graph in the third run of a shape.
+# A session on TensorRT has earned a graph at the second run of a shape in each of its two banks.
 RUNS = 4
 # Of one shape; the first run is always made.
 BUDGET_S = 2.0

@@ -2,7 +2,7 @@
 
 The inbox between callers and the worker's thread is bounded, and a request whose deadline has
 passed is dropped before it costs any compute. Where the session can, the next batch is staged
-while one runs.
+while one runs. Runs that take less time than to wake a thread are left to the caller's.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from edge.batching import Plan
 from edge.errors import EdgeError, InferenceError, InputError
 from edge.inbox import Answer, Inbox, Request, too_late
 from edge.oip import NORMAL_PRIORITY
-from edge.session import Finish, Session, start_of
+from edge.session import PAUSE_S, Finish, Session, is_prepared, prepare, start_of
 from edge.spec import Feeds
 
 UNREADY_AFTER_FAILURES = 3
+# What a caller may run itself: to hand it to the worker's thread and back costs about 0.1 ms.
+QUICK_RUN_S = 0.5e-3
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,10 @@ class Worker:
         self.note_run: Callable[[int, float], None] = lambda rows, run_s: None
         self.rescue: Callable[[Request], bool] = lambda request: False
         self.memory_bytes: int | None = None  # of the device, as the session tells once it is open
+        self._session: Session | None = None
+        self._turn = threading.Lock()  # who holds it runs the session
+        self._prepared = threading.Condition()
+        self._runs_anywhere = False
         self._depth = 1
         self._running: tuple[_Run, ...] = ()
         self._ended = clock()  # of the last run
@@ -101,11 +107,17 @@ class Worker:
             raise too_late(self.name) from None
 
     def submit(
-        self, feeds: Feeds, *, deadline: float | None, priority: int = NORMAL_PRIORITY
+        self,
+        feeds: Feeds,
+        *,
+        deadline: float | None,
+        priority: int = NORMAL_PRIORITY,
+        wake: bool = True,
     ) -> Future[Answer]:
         """Put one request into line; cancelling what is returned takes it out again.
 
-        deadline: on the worker's clock; None waits for ever. priority: see `inbox`.
+        deadline: on the worker's clock; None waits for ever. priority: see `inbox`. wake: start
+        the worker's thread; without, the caller calls `run_here` soon.
         Raises QueueFullError if the inbox is full, NotReadyError once stopping.
         """
         request = Request(
@@ -115,8 +127,34 @@ class Worker:
             deadline=deadline,
             priority=priority,
         )
-        self._inbox.put(request)
+        self._inbox.put(request, wake=wake)
         return request.answer
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the next request is one for `run_here`, as far as can be told now."""
+        return self._runs_anywhere and self._inbox.is_quick(QUICK_RUN_S)
+
+    def run_here(self) -> None:
+        """Run what waits in the caller's thread if that is quick, else leave it to the worker's."""
+        if self._turn.acquire(blocking=False):
+            try:
+                if self._session is not None and self._runs_anywhere:
+                    batch = self._inbox.take_now(QUICK_RUN_S)
+                    run = self._begin(self._session, batch)
+                    if run is not None:
+                        self._end(self._session, run)
+            finally:
+                self._turn.release()
+        if self._inbox.depth:
+            self._inbox.wake()
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until the session has prepared for what it ran; False if it takes longer."""
+        with self._prepared:
+            return self._prepared.wait_for(
+                lambda: self._session is None or is_prepared(self._session), timeout_s
+            )
 
     def put(self, request: Request) -> None:
         """Put a request of another worker of this model into line; raises as `submit`."""
@@ -170,26 +208,50 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            session = self._open_session()
+            session = self._session = self._open_session()
         except BaseException as error:  # noqa: BLE001 - handed to the caller of start
             self._opened.set_exception(error)
             return
         self.memory_bytes = getattr(session, "memory_bytes", None)
         self._depth = getattr(session, "depth", 1)
+        self._runs_anywhere = getattr(session, "runs_anywhere", False)
         self._inbox.open()
         self._opened.set_result(None)
-        ahead: _Run | None = None
-        while ahead is not None or self._inbox.wait():
-            run = ahead if ahead is not None else self._begin(session, self._inbox.take())
+        while True:
+            if self._inbox.wait(None if is_prepared(session) else PAUSE_S):
+                with self._turn:
+                    self._run_waiting(session)
+            elif self._inbox.is_closed:
+                break
+            else:
+                self._use_pause(session)
+        with self._turn:
+            self._session = None
+            try:
+                session.close()
+            except Exception as error:
+                logger.error(
+                    "not closed name=%s; its memory may be lost", self.name, exc_info=error
+                )
+
+    def _use_pause(self, session: Session) -> None:
+        with self._turn:
+            try:
+                prepare(session)
+            except Exception as error:
+                logger.error("not prepared name=%s; it runs slower", self.name, exc_info=error)
+        with self._prepared:
+            self._prepared.notify_all()
+
+    def _run_waiting(self, session: Session) -> None:
+        """Run a batch, and further ones as long as a full one can begin before the last is done."""
+        run = self._begin(session, self._inbox.take())
+        while run is not None:
             ahead = None
-            if run is not None:
-                if self._depth > 1:
-                    ahead = self._begin(session, self._inbox.take_full())
-                self._end(session, run)
-        try:
-            session.close()
-        except Exception as error:
-            logger.error("not closed name=%s; its memory may be lost", self.name, exc_info=error)
+            if self._depth > 1:
+                ahead = self._begin(session, self._inbox.take_full())
+            self._end(session, run)
+            run = ahead
 
     def _begin(self, session: Session, batch: Sequence[Request]) -> _Run | None:
         """Start to run requests as one; None if there are none or they have their answers."""

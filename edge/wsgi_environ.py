@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import httptools
+
+from edge.http_request import HttpRequest
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -28,53 +29,30 @@ def target_of(url: bytes) -> tuple[str, str]:
     return path.decode("latin-1"), query.decode("latin-1")
 
 
-def environ_of(
-    method: str,
-    path: str,
-    query: str,
-    headers: Sequence[tuple[bytes, bytes]],
-    *,
-    version: str,
-    length: int,
-    client: str,
-    server: tuple[str, int],
-) -> WSGIEnvironment:
-    """Return the environ of a request, without its body.
-
-    length: of the body that came, whatever the headers say. client: its address. server: host and
-    port.
-    """
+def environ_of(request: HttpRequest) -> WSGIEnvironment:
+    """Return the environ of a request, body included."""
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": method,
+        "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": path,
-        "QUERY_STRING": query,
-        "SERVER_NAME": server[0],
-        "SERVER_PORT": str(server[1]),
-        "SERVER_PROTOCOL": f"HTTP/{version}",
-        "REMOTE_ADDR": client,
+        "PATH_INFO": request.path,
+        "QUERY_STRING": request.query,
+        "SERVER_NAME": request.server[0],
+        "SERVER_PORT": str(request.server[1]),
+        "SERVER_PROTOCOL": f"HTTP/{request.version}",
+        "REMOTE_ADDR": request.client,
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
+        "wsgi.input": io.BytesIO(request.body),
     }
-    for name, value in headers:
+    for name, value in request.headers.items():
         if b"_" in name:  # would look like the one with a dash
             continue
         key, text = name.decode("latin-1").upper().replace("-", "_"), value.decode("latin-1")
-        if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
-            key = f"HTTP_{key}"
-            if key in environ:
-                text = f"{environ[key]},{text}"
-        environ[key] = text
-    environ["CONTENT_LENGTH"] = str(length)
+        environ[key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"] = text
+    environ["CONTENT_LENGTH"] = str(len(request.body))  # that came, whatever the headers say
     environ.pop("HTTP_TRANSFER_ENCODING", None)
-    return environ
-
-
-def with_input(environ: WSGIEnvironment, body: bytes) -> WSGIEnvironment:
-    """Return an environ whose application can read the body."""
-    environ["wsgi.input"] = io.BytesIO(body)
     return environ

@@ -9,9 +9,11 @@ from concurrent.futures import Future
 from typing import Any
 
 from werkzeug.test import Client
+from werkzeug.wrappers import Request
 
 from edge.http_answer import HttpAnswer
 from edge.http_connection import Handler
+from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from tests.fakes import DEADLINE_S
 
@@ -41,8 +43,15 @@ def client_of(handler: Handler, loop: Loop) -> Client:
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         answer: Future[HttpAnswer] = Future()
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        loop.call(handler, environ, body, answer.set_result)
+        asked = Request(environ)
+        request = HttpRequest(
+            method=asked.method,
+            path=asked.path,
+            query=asked.query_string.decode(),
+            headers={k.lower().encode(): v.encode() for k, v in asked.headers.items()},
+            body=asked.get_data(),
+        )
+        loop.call(handler, request, answer.set_result)
         given = answer.result(DEADLINE_S)
         start_response(f"{given.status} x", list(given.headers.items()))
         return [given.body]

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edge.http_answer import HttpAnswer, json_error
 from edge.http_connection import ARRIVAL_S, Connection, Rules
 from edge.http_limits import Budget, ClientPlaces, client_from_address
+from edge.http_request import HttpRequest
 
 MAX_BODY_BYTES = 100
 MOST = 2
@@ -113,8 +114,8 @@ class SlowHandler:
     def admit(self, method: str, path: str) -> HttpAnswer | None:
         return json_error(429, "full") if path == "/full" else None
 
-    def __call__(self, environ: Any, body: bytes, reply: Callable[[HttpAnswer], None]) -> Any:
-        assert environ["PATH_INFO"] != "/full"
+    def __call__(self, request: HttpRequest, reply: Callable[[HttpAnswer], None]) -> Any:
+        assert request.path != "/full"
         self.waiting.append(reply)
         return lambda: self.waiting.remove(reply)
 
