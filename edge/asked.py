@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from edge.errors import EdgeError
@@ -24,8 +24,7 @@ Encode = Callable[[Mapping[str, AnyArray]], HttpAnswer]
 Submit = Callable[[Feeds], "Future[Answer]"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """Feeds, and what makes the answer of their outputs.
 
     parts: what the model takes at once, 1..MAX_PARTS times; encode gets the rows of all parts in

@@ -8,8 +8,8 @@ padded to the longest, and outputs that have that dimension are cut back.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from edge.manifest import Batching
@@ -19,8 +19,7 @@ from edge.spec import AnyArray, Feeds, Profile, TensorSpec
 MAX_PADDED_COST = 1.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class Extent(msgspec.Struct, frozen=True, kw_only=True):
     """What one request or several joined take.
 
     key: equal for what can be joined, None for what cannot. length: of the ragged dimension, the

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 import zlib
-from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -39,13 +38,14 @@ _LEVEL = 1  # tensors of floats hardly shrink; a higher level costs more than a 
 SMALLEST_COMPRESSED = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAnswer:
+class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What goes back to a client."""
 
     status: int
     body: bytes
-    headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+    headers: dict[str, str] = msgspec.field(
+        default_factory=lambda: {"Content-Type": "application/json"}
+    )
 
 
 def answer_from_error(error: EdgeError) -> HttpAnswer:

@@ -29,6 +29,10 @@ MAX_DISCARDED_BYTES = 1 << 30
 # Answered in no time, and asked by those who watch the agent: no limit per client keeps them out.
 WATCHING_METHODS = {"GET", "HEAD"}
 
+_TOO_LONG_A_HEAD = json_error(
+    431, f"Request Header Fields Too Large: more than {MAX_HEADER_BYTES} bytes"
+)
+
 Cancel = Callable[[], None]
 Reply = Callable[[HttpAnswer], None]
 
@@ -115,7 +119,8 @@ class Connection(asyncio.Protocol):
             arriving = self._arriving
             if arriving is not None and not arriving.is_headed:
                 arriving.head_bytes += len(data)
-                self._check_head(arriving)
+                if arriving.head_bytes > MAX_HEADER_BYTES:
+                    raise RefusedError(_TOO_LONG_A_HEAD)
         except httptools.HttpParserUpgrade as error:
             if self._offered is not None:
                 self.data_received(data[error.args[0] :])
@@ -155,13 +160,17 @@ class Connection(asyncio.Protocol):
         """Add a piece of the target."""
         request = self._current()
         request.url += url
-        self._count(request, len(url))
+        request.head_bytes += len(url)
+        if request.head_bytes > MAX_HEADER_BYTES:
+            raise RefusedError(_TOO_LONG_A_HEAD)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header."""
         request = self._current()
         request.add_header(name, value)
-        self._count(request, len(name) + len(value))
+        request.head_bytes += len(name) + len(value)
+        if request.head_bytes > MAX_HEADER_BYTES:
+            raise RefusedError(_TOO_LONG_A_HEAD)
 
     def on_headers_complete(self) -> None:
         """Decide whether the body may come."""
@@ -349,16 +358,6 @@ class Connection(asyncio.Protocol):
         if self._arriving is None:
             self._arriving = ArrivingRequest()
         return self._arriving
-
-    def _count(self, request: ArrivingRequest, size: int) -> None:
-        request.head_bytes += size
-        self._check_head(request)
-
-    @staticmethod
-    def _check_head(request: ArrivingRequest) -> None:
-        if request.head_bytes > MAX_HEADER_BYTES:
-            message = f"Request Header Fields Too Large: more than {MAX_HEADER_BYTES} bytes"
-            raise RefusedError(json_error(431, message))
 
     def _too_large(self) -> HttpAnswer:
         return json_error(413, str(too_large(self._rules.max_body_bytes)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import msgspec
 
 from edge.http_answer import HttpAnswer
@@ -30,12 +28,11 @@ class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.headers.get(name, b"").decode("latin-1")
 
 
-@dataclass(slots=True)
-class ArrivingRequest:
+class ArrivingRequest(msgspec.Struct):
     """What has come of a request. refusal: its answer, known before its body has come."""
 
     url: bytes = b""
-    headers: dict[bytes, bytes] = field(default_factory=dict)
+    headers: dict[bytes, bytes] = msgspec.field(default_factory=dict)
     head_bytes: int = 0
     is_headed: bool = False
     method: str = ""
@@ -44,7 +41,7 @@ class ArrivingRequest:
     version: str = "1.1"
     keeps_alive: bool = False
     refusal: HttpAnswer | None = None
-    body: bytearray = field(default_factory=bytearray)
+    body: bytearray = msgspec.field(default_factory=bytearray)
     body_bytes: int = 0  # that came, kept or not
     taken: int = 0  # of the budget
     has_place: bool = False  # among those of its client

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from statistics import median_low
+
+import msgspec
 
 from edge.batching import Extent, Plan
 from edge.errors import DeadlineError, NotReadyError, QueueFullError
@@ -23,10 +26,10 @@ from edge.tensor_bytes import held_bytes
 
 _FORGOTTEN = 0.05  # of what is known about runs, by each of them
 _SMALLEST_WINDOW_S = 50e-6
+_RECENT_RUNS = 15
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The outputs of one request, how long it waited and ran, and the rows it ran with."""
 
     outputs: dict[str, AnyArray]
@@ -35,8 +38,7 @@ class Answer:
     batch_rows: int
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Request:
+class Request(msgspec.Struct, kw_only=True, eq=False):
     """One request; deadline: on the inbox's clock, None waits for ever.
 
     attempts: runs of it that failed; from the first on its answer counts as running. size:
@@ -49,8 +51,8 @@ class Request:
     deadline: float | None
     priority: int = NORMAL_PRIORITY
     attempts: int = 0
-    answer: Future[Answer] = field(default_factory=Future)
-    size: int = field(init=False)
+    answer: Future[Answer] = msgspec.field(default_factory=Future)
+    size: int = 0
 
     def __post_init__(self) -> None:
         self.size = sum(map(held_bytes, self.feeds.values()))
@@ -66,6 +68,8 @@ class RunCost:
 
     def __init__(self) -> None:
         self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_RUNS)
+        self._median_rows, self._median_s = 1, math.inf
 
     def add(self, rows: int, run_s: float) -> None:
         """Take in one run."""
@@ -75,6 +79,9 @@ class RunCost:
         self._seconds = keep * self._seconds + run_s
         self._squares = keep * self._squares + rows * rows
         self._products = keep * self._products + rows * run_s
+        self._recent.append((rows, run_s))
+        self._median_rows = median_low(rows for rows, _ in self._recent)
+        self._median_s = median_low(run_s for _, run_s in self._recent)
 
     @property
     def fixed_s(self) -> float:
@@ -87,12 +94,11 @@ class RunCost:
         return min(mean_s, max(0.0, mean_s - row_s * self._rows / self._weight))
 
     def predicted_s(self, rows: int) -> float:
-        """What a run of so many rows will take; infinite before the first."""
-        if self._weight == 0.0:
-            return math.inf
-        mean_s, mean_rows = self._seconds / self._weight, self._rows / self._weight
-        fixed_s = self.fixed_s
-        return fixed_s + (mean_s - fixed_s) * rows / mean_rows
+        """What a run of so many rows takes at most, usually; infinite before the first.
+
+        From medians: a run that had to wait for a processor says nothing about the next.
+        """
+        return self._median_s * max(1.0, rows / self._median_rows)
 
 
 class Inbox:

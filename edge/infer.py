@@ -10,7 +10,9 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
 
 from edge import embeddings, oip
 from edge.asked import Asked, submit_in_turn
@@ -48,6 +50,7 @@ _JSON_LENGTH = oip.JSON_LENGTH_HEADER.lower().encode()
 logger = logging.getLogger(__name__)
 
 Parse = Callable[[ServedModel], Asked]
+_T = TypeVar("_T")
 
 
 class Inference:
@@ -114,8 +117,7 @@ class Inference:
         return parsed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Addressed:
+class Addressed(msgspec.Struct, frozen=True, kw_only=True):
     """The model that a request is for, and what reads the request."""
 
     name: str
@@ -123,8 +125,7 @@ class Addressed:
     parse: Parse
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
+class Times(msgspec.Struct, frozen=True, kw_only=True):
     """When a request came, was parsed, had run, and was encoded; seconds on one clock."""
 
     started: float
@@ -223,7 +224,7 @@ class InferHandler:
 
 
 class _Call:
-    """One request that has a place. All but `_parse` and `_encode` happen in the loop's thread."""
+    """One request that has a place. It lives in the loop's thread; see `_elsewhere`."""
 
     def __init__(
         self,
@@ -246,9 +247,11 @@ class _Call:
         self._future: Future[Answer] | None = None
 
     def begin(self, parse: Parse) -> None:
-        """Parse, here or in a helper's thread."""
-        is_quick = self._route.kind == "infer" and len(self._request.body) <= LARGE_BYTES
-        self._do(self._parse, parse, elsewhere=not is_quick)
+        """Parse, here or in a helper's thread, and submit."""
+        if self._route.kind == "infer" and len(self._request.body) <= LARGE_BYTES:
+            self._guarded(self._parse_and_submit, parse)
+        else:
+            self._elsewhere(functools.partial(parse, self._served), then=self._submit)
 
     def cancel(self) -> None:
         """Forget it: the client has gone."""
@@ -258,9 +261,8 @@ class _Call:
         if self._future is not None:
             self._future.cancel()
 
-    def _parse(self, parse: Parse) -> None:
-        asked = parse(self._served)
-        self._loop.call(self._guarded, self._submit, asked)
+    def _parse_and_submit(self, parse: Parse) -> None:
+        self._submit(parse(self._served))
 
     def _submit(self, asked: Asked) -> None:
         if self._is_over:
@@ -277,30 +279,32 @@ class _Call:
 
         future = self._future = submit_in_turn(asked.parts, submit)
         if future.done():
-            self._finish(asked, future)
+            self._finish(asked)
             return
         timer = self._loop.events.call_later(deadline - self._begun, self._expire)
 
         def finish() -> None:
             timer.cancel()
-            self._guarded(self._finish, asked, future)
+            self._guarded(self._finish, asked)
 
         future.add_done_callback(lambda _: self._loop.call(finish))
 
-    def _finish(self, asked: Asked, future: Future[Answer]) -> None:
-        if self._is_over:
+    def _finish(self, asked: Asked) -> None:
+        if self._is_over or self._future is None:
             return
         try:
-            answer = future.result()
+            answer = self._future.result()
         except CancelledError:
             return
         ended = self._now()
         size = sum(map(held_bytes, answer.outputs.values()))
-        self._do(self._encode, asked, answer, ended, elsewhere=size > LARGE_BYTES)
-
-    def _encode(self, asked: Asked, answer: Answer, ended: float) -> None:
-        encoded = asked.encode(answer.outputs)
-        self._loop.call(self._guarded, self._succeed, asked, answer, ended, encoded)
+        if size <= LARGE_BYTES:
+            self._succeed(asked, answer, ended, asked.encode(answer.outputs))
+        else:
+            self._elsewhere(
+                functools.partial(asked.encode, answer.outputs),
+                then=functools.partial(self._succeed, asked, answer, ended),
+            )
 
     def _succeed(self, asked: Asked, answer: Answer, ended: float, encoded: HttpAnswer) -> None:
         if self._is_over:
@@ -332,18 +336,24 @@ class _Call:
             self._is_over = True
             self._served.places.give_back()
 
-    def _do(self, step: Callable[..., None], *args: object, elsewhere: bool) -> None:
-        """Do a step here, or in a helper's thread if it takes long."""
-        if elsewhere:
-            self._handler.helpers.submit(functools.partial(self._guarded, step, *args))
-        else:
-            self._guarded(step, *args)
+    def _elsewhere(self, work: Callable[[], _T], *, then: Callable[[_T], None]) -> None:
+        """Do what takes long in a helper's thread, and go on with its result in the loop's."""
 
-    def _guarded(self, step: Callable[..., None], *args: object) -> None:
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 - as in _guarded
+                self._loop.call(self._fail, error)
+            else:
+                self._loop.call(self._guarded, then, result)
+
+        self._handler.helpers.submit(run)
+
+    def _guarded(self, step: Callable[[_T], None], argument: _T) -> None:
         try:
-            step(*args)
+            step(argument)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            self._loop.call(self._fail, error)
+            self._fail(error)
 
     def _now(self) -> float:
         return self._inference.clock()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -29,16 +28,14 @@ MAX_PRIORITY = 9
 _MAX_LENGTH_DIGITS = 15
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WantedOutput:
+class WantedOutput(msgspec.Struct, frozen=True, kw_only=True):
     """An output to return, in binary or as JSON."""
 
     name: str
     binary: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed request. Feeds of binary numbers are read-only views of the body.
 
     timeout_s: how long the client waits, None if it does not say. priority: see `inbox`.
@@ -51,8 +48,7 @@ class InferRequest:
     priority: int = NORMAL_PRIORITY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferResponse:
+class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
     """An encoded response; json_length is None when no output is binary."""
 
     body: bytes
