@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 import numpy as np
@@ -310,9 +310,8 @@ def _binary_tensor(
 
 
 def _datatype(tensor: RequestInput) -> Datatype:
-    for known in NUMPY_FROM_DATATYPE:
-        if tensor.datatype == known:
-            return known
+    if tensor.datatype in NUMPY_FROM_DATATYPE:
+        return cast(Datatype, tensor.datatype)
     raise InputError(
         f"input {tensor.name!r}: datatype {tensor.datatype!r} is not supported; models here take "
         f"{', '.join(NUMPY_FROM_DATATYPE)}"
@@ -321,10 +320,11 @@ def _datatype(tensor: RequestInput) -> Datatype:
 
 def _wanted(request: RequestHead, outputs: tuple[TensorSpec, ...]) -> tuple[WantedOutput, ...]:
     default = request.parameters.binary_data_output
+    if not request.outputs:
+        return tuple([_wanted_as(spec, default) for spec in outputs])
     specs = {spec.name: spec for spec in outputs}
-    asked = request.outputs or tuple(RequestOutput(name=name) for name in specs)
     wanted: dict[str, WantedOutput] = {}
-    for output in asked:
+    for output in request.outputs:
         name, parameters = output.name, output.parameters
         if name not in specs:
             known = ", ".join(repr(known) for known in specs)
@@ -337,9 +337,13 @@ def _wanted(request: RequestHead, outputs: tuple[TensorSpec, ...]) -> tuple[Want
                 "the tensor"
             )
         binary = default if parameters.binary_data is None else parameters.binary_data
-        if specs[name].datatype == "FP16" and not binary:
-            raise InputError(
-                f"output {name!r} is FP16, which JSON cannot carry; ask for it with binary_data"
-            )
-        wanted[name] = WantedOutput(name=name, binary=binary)
+        wanted[name] = _wanted_as(specs[name], binary)
     return tuple(wanted.values())
+
+
+def _wanted_as(spec: TensorSpec, binary: bool) -> WantedOutput:
+    if spec.datatype == "FP16" and not binary:
+        raise InputError(
+            f"output {spec.name!r} is FP16, which JSON cannot carry; ask for it with binary_data"
+        )
+    return WantedOutput(name=spec.name, binary=binary)

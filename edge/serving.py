@@ -68,7 +68,6 @@ class ServedModel:
         self, answer: Answer, *, rows: int, parse_s: float, encode_s: float, total_s: float
     ) -> None:
         """Count one answered request of so many rows."""
-        times = {"queue_s": answer.queue_s, "compute_s": answer.compute_s, "total_s": total_s}
         self.statistics.record_answer(
             rows=rows,
             parse_s=parse_s,
@@ -76,8 +75,8 @@ class ServedModel:
             compute_s=answer.compute_s,
             encode_s=encode_s,
         )
-        self.metrics.record_answer(**times)
-        self.latency.record(**times)
+        for record in (self.metrics.record_answer, self.latency.record):
+            record(queue_s=answer.queue_s, compute_s=answer.compute_s, total_s=total_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

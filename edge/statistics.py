@@ -20,8 +20,9 @@ class ModelStatistics:
     def __init__(self, *, wall_clock: Callable[[], float] = time.time) -> None:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
-        self._durations = {name: [0, 0.0] for name in DURATIONS}  # count, seconds
-        self._rows = 0
+        self._answers = self._rows = 0
+        self._parse_s = self._queue_s = self._compute_s = self._encode_s = 0.0
+        self._failed, self._failed_s = 0, 0.0
         self._last_s = 0.0
         self._runs: dict[int, list[float]] = {}  # rows of a run: count, seconds
         self._failures: dict[str, int] = {}
@@ -30,23 +31,20 @@ class ModelStatistics:
         self, *, rows: int, parse_s: float, queue_s: float, compute_s: float, encode_s: float
     ) -> None:
         """Count one answered request; its success time is that of all its stages."""
-        stages = {
-            "success": parse_s + queue_s + compute_s + encode_s,
-            "queue": queue_s,
-            "compute_input": parse_s,
-            "compute_infer": compute_s,
-            "compute_output": encode_s,
-        }
         with self._lock:
-            for name, seconds in stages.items():
-                self._add(name, seconds)
+            self._answers += 1
+            self._parse_s += parse_s
+            self._queue_s += queue_s
+            self._compute_s += compute_s
+            self._encode_s += encode_s
             self._rows += rows
             self._last_s = self._wall_clock()
 
     def record_failure(self, code: str, total_s: float) -> None:
         """Count one request that ended with an error of this code."""
         with self._lock:
-            self._add("fail", total_s)
+            self._failed += 1
+            self._failed_s += total_s
             self._failures[code] = self._failures.get(code, 0) + 1
 
     def record_run(self, rows: int, run_s: float) -> None:
@@ -64,12 +62,12 @@ class ModelStatistics:
     def seconds(self, name: str) -> float:
         """Return the time of all requests in one of DURATIONS."""
         with self._lock:
-            return float(self._durations[name][1])
+            return self._durations()[name][1]
 
     def count(self, name: str) -> int:
         """Return the number of requests in one of DURATIONS."""
         with self._lock:
-            return int(self._durations[name][0])
+            return self._durations()[name][0]
 
     @property
     def inference_count(self) -> int:
@@ -86,7 +84,7 @@ class ModelStatistics:
     def report(self, name: str, version: str) -> dict[str, Any]:
         """Return the entry of `model_stats` in the protocol's JSON."""
         with self._lock:
-            durations = {key: _duration(*value) for key, value in self._durations.items()}
+            durations = {key: _duration(*value) for key, value in self._durations().items()}
             return {
                 "name": name,
                 "version": version,
@@ -110,10 +108,12 @@ class ModelStatistics:
                 ],
             }
 
-    def _add(self, name: str, seconds: float) -> None:
-        entry = self._durations[name]
-        entry[0] += 1
-        entry[1] += seconds
+    def _durations(self) -> dict[str, tuple[int, float]]:
+        """Return count and seconds by DURATIONS."""
+        stages_s = (self._queue_s, self._parse_s, self._compute_s, self._encode_s)
+        seconds = (sum(stages_s), self._failed_s, *stages_s)
+        counts = (self._answers, self._failed, *[self._answers] * len(stages_s))
+        return dict(zip(DURATIONS, zip(counts, seconds, strict=True), strict=True))
 
 
 def _duration(count: float, seconds: float) -> dict[str, int]:
