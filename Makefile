@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 
 # Every peer has a venv of its own: their requirements exclude each other.
 PEERS := mlserver litserve fastapi modelopt alibi-detect schemathesis
-PEER_mlserver := mlserver==1.7.1
-PEER_litserve := litserve==0.2.19
+PEER_mlserver := mlserver==1.7.1 onnxruntime==1.31.1
+PEER_litserve := litserve==0.2.19 onnxruntime==1.31.1
 PEER_fastapi := fastapi==0.165.0 uvicorn[standard]==0.54.0 flask==3.1.3 waitress==3.0.2 onnxruntime==1.31.1
 # With the torch of constraints.txt: a newer one brings gigabytes of CUDA.
 PEER_modelopt := nvidia-modelopt[onnx]==0.47.0 torch==2.13.0
@@ -107,11 +107,13 @@ bench-calibration: $(VENV)/.stamp .peers/modelopt/.stamp ## Measure calibration 
 	$(BIN)/python -m tests.bench_int8 build/calibration
 	$(BIN)/python -m tests.bench_compress build/calibration
 
-bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the agent beside other servers (15 minutes).
+bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the agent beside other servers (25 minutes).
 	$(BIN)/python -m tests.bench_serving build/serving
 	rm -rf build/minilm
 	$(BIN)/python -m tests.minilm build/minilm
 	$(BIN)/python -m tests.bench_batching build/minilm/bundle build/minilm/keys
+	$(BIN)/edge-kit quickstart --out build/quickstart
+	$(BIN)/python -m tests.bench_images build/quickstart
 	$(BIN)/python -m tests.bench_overload build/minilm/bundle build/minilm/keys
 
 soak-serving: $(VENV)/.stamp ## Serve good, bad, slow and vanishing clients at once (ARGS=MINUTES, 20).

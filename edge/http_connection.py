@@ -208,7 +208,7 @@ class Connection(asyncio.Protocol):
             message = "Service Unavailable: other bodies fill the memory for them; retry later"
             raise RefusedError(json_error(503, message))
         request.taken += len(body)
-        request.body += body
+        request.body.append(body)
 
     def on_message_complete(self) -> None:
         """Put the request into line."""

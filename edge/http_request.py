@@ -41,7 +41,7 @@ class ArrivingRequest(msgspec.Struct):
     version: str = "1.1"
     keeps_alive: bool = False
     refusal: HttpAnswer | None = None
-    body: bytearray = msgspec.field(default_factory=bytearray)
+    body: list[bytes] = msgspec.field(default_factory=list)
     body_bytes: int = 0  # that came, kept or not
     taken: int = 0  # of the budget
     has_place: bool = False  # among those of its client
@@ -54,7 +54,7 @@ class ArrivingRequest(msgspec.Struct):
 
     def whole(self, *, client: str, server: tuple[str, int]) -> HttpRequest:
         """Return the request, all of which has come, and let go of its body."""
-        body, self.body = bytes(self.body), bytearray()
+        body, self.body = b"".join(self.body), []  # what came in one piece is not copied
         return HttpRequest(
             method=self.method,
             path=self.path,

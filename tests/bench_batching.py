@@ -3,14 +3,17 @@
     python -m tests.bench_batching BUNDLE KEYS       a bundle that tests.minilm packed
 
 The loop runs the variant that the agent serves, with the same threads, at several batch sizes. Each
-client sends one sentence of TOKENS tokens and waits for its answer.
+client sends one sentence of TOKENS tokens and waits for its answer. MLServer and LitServe, where
+they are installed in .peers, batch the same graph and get the same requests, in JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import sys
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +23,27 @@ from edge.bundle import open_bundle
 from edge.oip_client import infer_request
 from edge.ort_session import OrtSession
 from edge.trust import trusted_keys_in
-from tests.bench_serving import Server, free_port, load_with, running
+from tests.bench_serving import PEERS, Server, free_port, load_with, mlserver_server, running
+
+MAX_BATCH, MAX_WAIT_S = 32, 0.005  # of the peers
 
 TOKENS = 32
 RUNS, SECONDS = 5, 6.0
 BATCHES = (1, 4, 8, 16, 32)
 CONNECTIONS = (1, 32)
 THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Requests to a server, and what came of them by the number of connections."""
+
+    server: Server
+    kind: str
+    request: bytes
+    runs: dict[int, list[dict[str, float]]] = field(
+        default_factory=lambda: {count: [] for count in CONNECTIONS}
+    )
 
 
 def main(root: Path, keys: Path) -> None:
@@ -37,33 +54,69 @@ def main(root: Path, keys: Path) -> None:
         bundle.path(variant.files[0]), inputs=model.inputs, outputs=model.outputs,
         profile=model.profile, intra_op_threads=THREADS,
     )  # fmt: skip
-    server = agent_server(root, keys)
-    request = sentence(model.name)
+    agent = agent_server(root, keys)
+    graph = bundle.path(variant.files[0])
+    loads = [Load(server=agent, kind="binary", request=sentence(model.name))]
+    for server in (agent, *peers(root.parent, graph)):
+        loads.append(Load(server=server, kind="JSON", request=sentence(model.name, binary=False)))
     bare: dict[int, list[float]] = {rows: [] for rows in BATCHES}
-    served: dict[int, list[dict[str, float]]] = {count: [] for count in CONNECTIONS}
-    with running(server, request):
+    with contextlib.ExitStack() as stack:
+        for load in {load.server.name: load for load in loads}.values():
+            stack.enter_context(running(load.server, load.request))
         for _ in range(RUNS):
             for rows, rates in bare.items():
                 rates.append(rows_per_second(session, rows))
-            for count, runs in served.items():
-                runs.append(load_with(server.port, request, count, SECONDS, tolerance=0.02))
+            for load in loads:
+                for count, runs in load.runs.items():
+                    runs.append(
+                        load_with(load.server.port, load.request, count, SECONDS, tolerance=0.02)
+                    )
     best = 0.0
     for rows, rates in bare.items():
         best = max(best, statistics.median(rates))
         print(f"bare session, batch {rows:>2}: {statistics.median(rates):6.1f} sentences/s")
-    for count, runs in served.items():
-        rps, p50, p99 = (statistics.median(r[k] for r in runs) for k in ("rps", "p50_ms", "p99_ms"))
-        wrong = sum(int(run["wrong"]) for run in runs)
-        print(
-            f"agent, {count:>2} connections: {rps:6.1f} sentences/s ({rps / best:.2f} of the best "
-            f"batch), p50 {p50:.1f} ms, p99 {p99:.1f} ms, {wrong} wrong"
-        )
+    for load in loads:
+        for count, runs in load.runs.items():
+            rps, p50, p99 = (
+                statistics.median(r[k] for r in runs) for k in ("rps", "p50_ms", "p99_ms")
+            )
+            wrong = sum(int(run["wrong"]) for run in runs)
+            print(
+                f"{load.server.name}, {load.kind}, {count:>2} connections: {rps:6.1f} sentences/s "
+                f"({rps / best:.2f} of the best batch), p50 {p50:.1f} ms, p99 {p99:.1f} ms, "
+                f"{wrong} wrong"
+            )
 
 
-def sentence(name: str) -> bytes:
+def peers(folder: Path, graph: Path) -> list[Server]:
+    """Return the servers beside ours that are installed."""
+    settings: dict[str, object] = {
+        "name": "minilm",
+        "implementation": "tests.peers.mlserver_encoder.Encoder",
+        "max_batch_size": MAX_BATCH,
+        "max_batch_time": MAX_WAIT_S,
+    }
+    mlserver = mlserver_server(folder / "mlserver", settings)
+    port = free_port()
+    litserve = Server(
+        name="LitServe",
+        command=[str(PEERS / "litserve/bin/python"), "tests/peers/litserve_encoder.py", str(port),
+                 mlserver.path],
+        port=port,
+        path=mlserver.path,
+    )  # fmt: skip
+    environ = {"EDGE_GRAPH": str(graph)}
+    found = (mlserver, litserve)
+    return [
+        replace(server, environ=environ) for server in found if Path(server.command[0]).exists()
+    ]
+
+
+def sentence(name: str, *, binary: bool = True) -> bytes:
     """Return a request for one sentence."""
     ids = np.random.default_rng(0).integers(1000, 20000, (1, TOKENS))
-    return infer_request(name, {"input_ids": ids, "attention_mask": np.ones_like(ids)}).whole()
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return infer_request(name, feeds, binary=binary).whole()
 
 
 def agent_server(root: Path, keys: Path) -> Server:

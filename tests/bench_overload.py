@@ -11,17 +11,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import psutil
-
 from edge.bundle import open_bundle
 from edge.latency import Latency
 from edge.load_client import Load, run_load_in_child
 from edge.trust import trusted_keys_in
 from tests.bench_batching import agent_server, sentence
-from tests.bench_serving import load_with, running
+from tests.bench_serving import load_with, process_on, running
 
-FACTORS = (0.5, 1.0, 2.0, 4.0)
-SECONDS = 20.0
+SECONDS = {0.5: 20.0, 1.0: 20.0, 2.0: 60.0, 4.0: 20.0}  # of each load, by its factor
+CAPACITY_S = 6.0
 CONNECTIONS = 500
 
 
@@ -31,13 +29,13 @@ def main(root: Path, keys: Path) -> None:
     port = server.port
     request = sentence(model.name)
     with running(server, request):
-        agent = next(p for p in psutil.process_iter() if str(port) in cmdline(p))
-        capacity = load_with(port, request, 32, SECONDS / 4, tolerance=0.02)["rps"]
+        agent = process_on(port)
+        capacity = load_with(port, request, 32, CAPACITY_S, tolerance=0.02)["rps"]
         print(f"32 waiting clients: {capacity:.0f} requests/s", flush=True)
-        for factor in FACTORS:
+        for factor, seconds in SECONDS.items():
             before = agent.memory_info().rss
             load = Load(
-                host="127.0.0.1", port=port, requests=(request,), seconds=SECONDS,
+                host="127.0.0.1", port=port, requests=(request,), seconds=seconds,
                 connections=CONNECTIONS, rate=factor * capacity,
             )  # fmt: skip
             outcome = run_load_in_child(load)
@@ -53,8 +51,8 @@ def main(root: Path, keys: Path) -> None:
                 )
             )
             print(
-                f"offered {factor} x: {outcome.due / SECONDS:.0f} requests/s, answered "
-                f"{outcome.in_time / SECONDS:.0f} ({outcome.in_time / SECONDS / capacity:.2f} of "
+                f"offered {factor} x: {outcome.due / seconds:.0f} requests/s, answered "
+                f"{outcome.in_time / seconds:.0f} ({outcome.in_time / seconds / capacity:.2f} of "
                 f"capacity), {described(good)}; refused {described(refused)}; other {other}; "
                 f"memory {grown:+.1f} MB",
                 flush=True,
@@ -66,13 +64,6 @@ def described(latency: Latency | None) -> str:
         return "none"
     p50, p99 = (value or latency.max_ms for value in (latency.p50_ms, latency.p99_ms))
     return f"{latency.answers}, p50 {p50:.1f} ms, p99 {p99:.1f} ms"
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 if __name__ == "__main__":

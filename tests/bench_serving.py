@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 from onnx import TensorProto, helper
 
 from edge.agent_process import script
@@ -34,6 +35,7 @@ from tests.bundles import affine_parts, golden_tensors, write_bundle
 from tests.models import model_from_nodes
 
 REPOSITORY = Path(__file__).parents[1]
+PEERS = REPOSITORY / ".peers"
 FLOATS = 64
 RUNS, SECONDS, CONNECTIONS = 5, 3.0, (1, 8, 64)
 START_S = 60.0
@@ -86,24 +88,9 @@ def all_servers(folder: Path) -> list[Server]:
     bundle = folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)  # an older one may have another manifest
     write_echo_bundle(bundle, graph.read_bytes())
-    ports = [free_port() for _ in range(7)]
-    peers, environ = REPOSITORY / ".peers", {"EDGE_ECHO": str(graph)}
-    (folder / "mlserver").mkdir(exist_ok=True)
-    (folder / "mlserver" / "settings.json").write_text(
-        json.dumps(
-            {
-                "http_port": ports[4],
-                "grpc_port": ports[5],
-                "metrics_port": ports[6],
-                "parallel_workers": 0,
-                "debug": False,
-                "use_structured_logging": False,
-            }
-        )
-    )
-    (folder / "mlserver" / "model-settings.json").write_text(
-        json.dumps({"name": "echo", "implementation": "tests.peers.mlserver_echo.Echo"})
-    )
+    ports = [free_port() for _ in range(4)]
+    environ = {"EDGE_ECHO": str(graph)}
+    mlserver = {"name": "echo", "implementation": "tests.peers.mlserver_echo.Echo"}
     return [
         Server(
             name="edge-agent",
@@ -115,7 +102,7 @@ def all_servers(folder: Path) -> list[Server]:
         ),
         Server(
             name="FastAPI",
-            command=[str(peers / "fastapi/bin/python"), "-m", "uvicorn", "--port", str(ports[1]),
+            command=[str(PEERS / "fastapi/bin/python"), "-m", "uvicorn", "--port", str(ports[1]),
                      "--log-level", "error", "tests.peers.fastapi_echo:app"],
             port=ports[1],
             binary="/raw",
@@ -123,22 +110,37 @@ def all_servers(folder: Path) -> list[Server]:
         ),
         Server(
             name="Flask + waitress",
-            command=[str(peers / "fastapi/bin/python"), "tests/peers/flask_echo.py", str(ports[2])],
+            command=[str(PEERS / "fastapi/bin/python"), "tests/peers/flask_echo.py", str(ports[2])],
             port=ports[2],
             environ=environ,
         ),
         Server(
             name="LitServe",
-            command=[str(peers / "litserve/bin/python"), "tests/peers/litserve_echo.py",
+            command=[str(PEERS / "litserve/bin/python"), "tests/peers/litserve_echo.py",
                      str(ports[3])],
             port=ports[3],
         ),
-        Server(
-            name="MLServer",
-            command=[str(peers / "mlserver/bin/mlserver"), "start", str(folder / "mlserver")],
-            port=ports[4],
-        ),
+        mlserver_server(folder / "mlserver", mlserver),
     ]  # fmt: skip
+
+
+def mlserver_server(folder: Path, model: dict[str, object]) -> Server:
+    """Return MLServer in one process; model: its settings."""
+    folder.mkdir(exist_ok=True)
+    port, grpc_port, metrics_port = (free_port() for _ in range(3))
+    settings = {
+        "http_port": port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "parallel_workers": 0,
+        "debug": False,
+        "use_structured_logging": False,
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "model-settings.json").write_text(json.dumps(model))
+    command = [str(PEERS / "mlserver/bin/mlserver"), "start", str(folder)]
+    path = f"/v2/models/{model['name']}/infer"
+    return Server(name="MLServer", command=command, port=port, path=path)
 
 
 def write_echo_bundle(root: Path, graph: bytes) -> None:
@@ -245,6 +247,14 @@ def running(server: Server, request: bytes) -> Iterator[None]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # children that a peer leaves behind
         process.wait()
+
+
+def process_on(port: int) -> psutil.Process:
+    """Return the process that listens on a port."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+            return psutil.Process(connection.pid)
+    raise SystemExit(f"nobody listens on port {port}")
 
 
 def wait_until_it_answers(server: Server, asked: bytes, process: subprocess.Popen[bytes]) -> None:
