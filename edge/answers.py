@@ -11,30 +11,13 @@ import numpy as np
 
 from edge.errors import EdgeError, InputError
 from edge.http_answer import unpacked
-from edge.oip import JSON_LENGTH_HEADER, MAX_TENSORS, json_length_from_header
-from edge.oip_json import array_from_json
+from edge.oip import JSON_LENGTH_HEADER
+from edge.oip_client import outputs_from_answer
 from edge.self_test import relative_error
-from edge.spec import NUMPY_FROM_DATATYPE, AnyArray, Datatype
 
 WHOLE = "(whole answer)"
 # Who answered is no part of the answer: another bundle is what one compares with.
 _NOT_COMPARED = {"model_name", "model_version", "id"}
-
-
-class _Parameters(msgspec.Struct, frozen=True):
-    binary_data_size: int | None = None
-
-
-class _Output(msgspec.Struct, frozen=True):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: msgspec.Raw = msgspec.Raw()
-    parameters: _Parameters = _Parameters()
-
-
-class _Response(msgspec.Struct, frozen=True):
-    outputs: tuple[_Output, ...]
 
 
 def errors_between(
@@ -103,50 +86,11 @@ class _Document:
 def _outputs(headers: Mapping[str, str], body: bytes, *, max_bytes: int) -> dict[str, object]:
     """Return tensors by name, or the whole document; raises EdgeError for what is neither."""
     body = unpacked(body, headers.get("content-encoding", ""), max_body_bytes=max_bytes)
-    length = json_length_from_header(headers.get(JSON_LENGTH_HEADER.lower()), body_bytes=len(body))
-    size = len(body) if length is None else length
+    outputs = outputs_from_answer(headers, body)
+    if outputs is not None:
+        return dict(outputs)
     try:
-        document: Any = msgspec.json.decode(body[:size], type=dict[str, msgspec.Raw])
-        if "outputs" not in document:
-            rest = {k: v for k, v in document.items() if k not in _NOT_COMPARED}
-            return {WHOLE: _Document(msgspec.json.decode(msgspec.json.encode(rest)))}
-        outputs = msgspec.json.decode(body[:size], type=_Response).outputs
-    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+        document = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError(f"the answer cannot be read: {error}") from error
-    if len(outputs) > MAX_TENSORS:
-        raise InputError(f"the answer has more than {MAX_TENSORS} outputs")
-    tensors: dict[str, object] = {}
-    offset = size
-    for output in outputs:
-        count = output.parameters.binary_data_size
-        if count is None:
-            tensors[output.name] = _from_json(output)
-        else:
-            if not 0 <= count <= len(body) - offset:
-                raise InputError(f"output {output.name!r} is cut off")
-            tensors[output.name] = _from_bytes(output, body[offset : offset + count])
-            offset += count
-    return tensors
-
-
-def _from_json(output: _Output) -> object:
-    datatype = _datatype(output)
-    if datatype is None:
-        return output.datatype, output.shape, msgspec.json.decode(output.data)
-    return array_from_json(output.name, datatype, output.shape, output.data)
-
-
-def _from_bytes(output: _Output, chunk: bytes) -> object:
-    datatype = _datatype(output)
-    if datatype is None:
-        return output.datatype, output.shape, chunk
-    dtype = NUMPY_FROM_DATATYPE[datatype]
-    if min(output.shape, default=1) < 0 or math.prod(output.shape) * dtype.itemsize != len(chunk):
-        raise InputError(f"output {output.name!r} has other bytes than its shape says")
-    array: AnyArray = np.frombuffer(chunk, dtype=dtype).reshape(output.shape)
-    return array
-
-
-def _datatype(output: _Output) -> Datatype | None:
-    """Return the type of the numbers of an output, None if it holds texts."""
-    return next((known for known in NUMPY_FROM_DATATYPE if known == output.datatype), None)
+    return {WHOLE: _Document({k: v for k, v in document.items() if k not in _NOT_COMPARED})}

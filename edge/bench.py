@@ -13,10 +13,11 @@ import psutil
 from edge.config import AgentConfig
 from edge.errors import NotReadyError, UnknownModelError, UsageError
 from edge.feeds import DEFAULT_LENGTH, golden_feeds, made_feeds
+from edge.http_client import Address
 from edge.load_client import Load, Outcome, run_load_in_child
 from edge.manifest import Model
 from edge.measurements import Point, Runs, Served, Stages, Usage, VariantSpeed
-from edge.oip_client import Address, HttpRequest, get_json, infer_request, try_request
+from edge.oip_client import HttpRequest, get_json, infer_request, try_request
 from edge.spec import TensorSpec
 from edge.usage import GpuUse, agent_at, cpu_seconds, gpu_watched, rss_bytes
 

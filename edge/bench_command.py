@@ -242,10 +242,12 @@ def _measure(subject: Subject, plan: BenchPlan, plot: Path | None, *, as_json: b
 def _subject(given: dict[str, object], url: str | None, name: str | None) -> Iterator[Subject]:
     """Yield the agent to measure; one that was started here is stopped afterwards."""
     from edge.bench import Subject, model_named
-    from edge.oip_client import address_from_url
+    from edge.http_client import address_from_url
 
     if url is not None or "bundle" not in given:
         address = address_from_url(url or DEFAULT_URL)
+        if address.scheme != "http" or address.prefix:
+            raise UsageError(f"--url {url!r} is not http://HOST:PORT, and a load goes nowhere else")
         name = model_named(address, name)
         yield Subject(address=address, name=name, **_inputs(_bundle(given), name))
         return

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from edge.errors import CaptureError, StorageError
+from edge.errors import CaptureError, NoAgentError, StorageError
 
 if TYPE_CHECKING:
     from edge.capture_file import Capture
@@ -81,7 +81,7 @@ def capture(
             with _on_interrupt() as stop:
                 _drain(client, writer, stop)
         except BaseException:
-            with contextlib.suppress(CaptureError):
+            with contextlib.suppress(NoAgentError):
                 client.send("DELETE", CAPTURE_PATH)
             raise
     click.echo(_summary(file))

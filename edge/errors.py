@@ -40,6 +40,13 @@ class BackendUnavailableError(EdgeError):
     exit_code = 3
 
 
+class NoAgentError(EdgeError):
+    """Nobody answers HTTP at an address."""
+
+    code = "no-agent"
+    exit_code = 3
+
+
 class StorageError(EdgeError):
     """Reading or writing a file failed: full disk, permission, missing directory."""
 

@@ -7,9 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from edge.errors import CaptureError, UsageError
+from edge.errors import NoAgentError, UsageError
 
 MAX_ANSWER_BYTES = 256 << 20
+TIMEOUT_S = 30.0
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where an agent listens. prefix: the path before its own, where a proxy adds one, or ""."""
+
+    host: str
+    port: int
+    scheme: str = "http"
+    prefix: str = ""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.prefix}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,26 +40,17 @@ class Received:
 class AgentClient:
     """Not thread-safe; connects when first used, and again when the agent had closed."""
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Raises UsageError for what is no http or https address."""
-        parts = urlsplit(url)
-        try:
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host = None
-        if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment:
-            raise UsageError(f"{url!r} is no address of an agent; write http://127.0.0.1:8000")
-        kind = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        )
-        self._url = url
-        self._prefix = parts.path.rstrip("/")
-        self._connection = kind(host, port, timeout=timeout_s)
+        self.address = address_from_url(url)
+        is_tls = self.address.scheme == "https"
+        kind = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
+        self._connection = kind(self.address.host, self.address.port, timeout=timeout_s)
 
     def send(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> Received:
-        """Return the answer, whatever its status; raises CaptureError if there is none."""
+        """Return the answer, whatever its status; raises NoAgentError if there is none."""
         is_new = self._connection.sock is None
         try:
             try:
@@ -55,8 +62,7 @@ class AgentClient:
                 return self._exchange(method, path, headers or {}, body)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._connection.close()
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise CaptureError(f"no answer from {self._url}: {reason.lower()}") from error
+            raise no_agent(self.address, error) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -65,10 +71,34 @@ class AgentClient:
     def _exchange(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> Received:
-        self._connection.request(method, self._prefix + path, body, dict(headers))
+        self._connection.request(method, self.address.prefix + path, body, dict(headers))
         response = self._connection.getresponse()
         content = response.read(MAX_ANSWER_BYTES + 1)
         if len(content) > MAX_ANSWER_BYTES:
             raise ValueError(f"it is longer than {MAX_ANSWER_BYTES} bytes")
         named = {name.lower(): value for name, value in response.getheaders()}
         return Received(status=response.status, headers=named, body=content)
+
+
+def address_from_url(url: str) -> Address:
+    """Return the address that a URL names; raises UsageError for what is no http or https one."""
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if parts.scheme not in _PORTS or not host or parts.query or parts.fragment:
+        raise UsageError(f"{url!r} is no address of an agent; write http://HOST:PORT")
+    return Address(
+        host=host,
+        port=_PORTS[parts.scheme] if port is None else port,
+        scheme=parts.scheme,
+        prefix=parts.path.rstrip("/"),
+    )
+
+
+def no_agent(address: Address, error: BaseException) -> NoAgentError:
+    """Return the error of an address that gives no answer, or none that is HTTP."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    hint = "; start an agent there, or give the --url of one" if isinstance(error, OSError) else ""
+    return NoAgentError(f"no answer from {address}: {reason.lower()}{hint}")

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from edge.errors import EdgeError, InferenceError
+from edge.errors import InferenceError, NoAgentError
+from edge.http_client import Address, no_agent
 from edge.latency import Latency, latency_from_seconds
 
 DRAIN_S = 30.0  # how long answers are awaited after the last request
@@ -32,13 +33,6 @@ _CHUNK_BYTES = 1 << 18
 _STARTED = b"s"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
-
-
-class NoAgentError(EdgeError):
-    """Nobody answers HTTP at an address."""
-
-    code = "no-agent"
-    exit_code = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,25 +292,17 @@ class _Client:
         return self._connected()
 
     def _connected(self) -> _Connection:
-        address = (self._load.host, self._load.port)
+        host, port = self._load.host, self._load.port
         try:
-            sock = socket.create_connection(address, timeout=DRAIN_S)
+            sock = socket.create_connection((host, port), timeout=DRAIN_S)
         except OSError as error:
-            raise no_agent(*address, error) from error
+            raise no_agent(Address(host=host, port=port), error) from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         connection = _Connection(sock)
         self._selector.register(sock, selectors.EVENT_READ, connection)
         self._opened += 1
         return connection
-
-
-def no_agent(host: str, port: int, error: BaseException) -> NoAgentError:
-    """Return the error of an address where nobody answers."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return NoAgentError(
-        f"no agent answers at http://{host}:{port} ({reason.lower()}); start one, or give its --url"
-    )
 
 
 def agree(tail: bytes, expected: bytes, tolerance: float) -> bool:

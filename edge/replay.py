@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from edge.capture_file import RECORDED_HEADERS, Exchange
-from edge.errors import CaptureError
+from edge.errors import CaptureError, NoAgentError
 from edge.http_client import AgentClient, Received
 from edge.routes import Route
 
@@ -89,6 +89,6 @@ def _answer(client: AgentClient, exchange: Exchange) -> tuple[Received | None, s
     }
     try:
         sent = client.send(exchange.method, exchange.path, headers=headers, body=exchange.body)
-    except CaptureError as error:
+    except NoAgentError as error:
         return None, str(error)
     return sent, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,3 +80,9 @@ def running_agent(
         agent.request_stop()
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
+
+
+def unused_port() -> int:
+    """Return a port of 127.0.0.1 where nobody listens, at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

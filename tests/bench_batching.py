@@ -23,7 +23,8 @@ from edge.bundle import open_bundle
 from edge.oip_client import infer_request
 from edge.ort_session import OrtSession
 from edge.trust import trusted_keys_in
-from tests.bench_serving import PEERS, Server, free_port, load_with, mlserver_server, running
+from tests.agents import unused_port
+from tests.bench_serving import PEERS, Server, load_with, mlserver_server, running
 
 MAX_BATCH, MAX_WAIT_S = 32, 0.005  # of the peers
 
@@ -97,7 +98,7 @@ def peers(folder: Path, graph: Path) -> list[Server]:
         "max_batch_time": MAX_WAIT_S,
     }
     mlserver = mlserver_server(folder / "mlserver", settings)
-    port = free_port()
+    port = unused_port()
     litserve = Server(
         name="LitServe",
         command=[str(PEERS / "litserve/bin/python"), "tests/peers/litserve_encoder.py", str(port),
@@ -121,7 +122,7 @@ def sentence(name: str, *, binary: bool = True) -> bytes:
 
 def agent_server(root: Path, keys: Path) -> Server:
     """Return the agent on a bundle."""
-    port = free_port()
+    port = unused_port()
     command = [script("edge-agent"), "serve", "--bundle", str(root), "--trusted-keys", str(keys)]
     flags = ["--port", str(port), "--intra-op-threads", str(THREADS), "--log-level", "error"]
     return Server(name="edge-agent", command=[*command, *flags], port=port)

@@ -31,6 +31,7 @@ from edge.load_client import Load, run_load_in_child
 from edge.manifest import Batching
 from edge.oip_client import infer_request
 from edge.spec import Profile, ShapeRange, TensorSpec
+from tests.agents import unused_port
 from tests.bundles import affine_parts, golden_tensors, write_bundle
 from tests.models import model_from_nodes
 
@@ -88,7 +89,7 @@ def all_servers(folder: Path) -> list[Server]:
     bundle = folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)  # an older one may have another manifest
     write_echo_bundle(bundle, graph.read_bytes())
-    ports = [free_port() for _ in range(4)]
+    ports = [unused_port() for _ in range(4)]
     environ = {"EDGE_ECHO": str(graph)}
     mlserver = {"name": "echo", "implementation": "tests.peers.mlserver_echo.Echo"}
     return [
@@ -127,7 +128,7 @@ def all_servers(folder: Path) -> list[Server]:
 def mlserver_server(folder: Path, model: dict[str, object]) -> Server:
     """Return MLServer in one process; model: its settings."""
     folder.mkdir(exist_ok=True)
-    port, grpc_port, metrics_port = (free_port() for _ in range(3))
+    port, grpc_port, metrics_port = (unused_port() for _ in range(3))
     settings = {
         "http_port": port,
         "grpc_port": grpc_port,
@@ -176,11 +177,6 @@ def write_echo_bundle(root: Path, graph: bytes) -> None:
 def keys_folder(folder: Path) -> Path:
     (folder / "keys").mkdir(exist_ok=True)
     return folder / "keys"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def requests_for(server: Server, kind: str) -> bytes:

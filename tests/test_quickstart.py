@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pytest
 from edge.agent_process import script
 from edge.bundle import open_bundle
 from edge.trust import trusted_keys_in
+from tests.agents import unused_port
 
 pytestmark = pytest.mark.slow
 STOP_S = 30.0
@@ -35,8 +35,7 @@ class Kept:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     folder = tmp_path_factory.mktemp("quick") / "out"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = unused_port()
     process = subprocess.Popen(
         [script("edge-kit"), "quickstart", "--out", str(folder), "--keep", "--port", str(port)],
         stdout=subprocess.PIPE,

@@ -109,10 +109,16 @@ def test_predictions_are_compared_as_numbers_and_names() -> None:
     assert compare(predicted("dog", 0.5), predicted("cat", 0.5)) == {WHOLE: math.inf}
 
 
-def test_texts_are_equal_or_not() -> None:
+@pytest.mark.parametrize("binary", [True, False])
+def test_texts_are_equal_or_not(binary: bool) -> None:
     def told(*words: str) -> Answer:
-        output = {"name": "t", "datatype": "BYTES", "shape": [2], "data": words}
-        return document({"id": words[0], "outputs": [output]})
+        output: dict[str, Any] = {"name": "t", "datatype": "BYTES", "shape": [2]}
+        if not binary:
+            return document({"id": words[0], "outputs": [{**output, "data": words}]})
+        tail = b"".join(len(word).to_bytes(4, "little") + word.encode() for word in words)
+        output["parameters"] = {"binary_data_size": len(tail)}
+        head = json.dumps({"id": words[0], "outputs": [output]}).encode()
+        return {JSON_LENGTH_HEADER.lower(): str(len(head))}, head + tail
 
     assert compare(told("a", "b"), told("a", "b")) == {"t": 0.0}
     assert compare(told("a", "b"), told("a", "c")) == {"t": math.inf}

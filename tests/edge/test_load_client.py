@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from edge.load_client import Load, NoAgentError, run_load, run_load_in_child
+from edge.errors import NoAgentError
+from edge.load_client import Load, run_load, run_load_in_child
+from tests.agents import unused_port
 from tests.fakes import DEADLINE_S
 
 BODY = b"0123456789"
@@ -199,10 +201,9 @@ def test_an_answer_that_ends_otherwise_is_wrong():
 
 
 def test_nobody_at_the_address_is_one_error_with_it():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = unused_port()
     load = Load(host="127.0.0.1", port=port, requests=(REQUEST,), seconds=0.1, connections=1)
-    with pytest.raises(NoAgentError, match=rf"http://127.0.0.1:{port} \(connection refused\)"):
+    with pytest.raises(NoAgentError, match=f"http://127.0.0.1:{port}: connection refused"):
         run_load_in_child(load)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from edge.agent_process import agent_process
+from edge.http_client import AgentClient
+from edge.oip_client import infer
 from edge.self_test import relative_error
-from host_tools.client import OipConnection
 from tests.gpu.shapes import MODELS
 
 RUNS = 200
@@ -45,9 +46,9 @@ def main(folder: Path, name: str, where: Path, precisions: list[str]) -> None:
         for _ in range(3):
             begun = time.perf_counter()
             with agent_process(where, flags, timeout_s=START_TIMEOUT_S) as (url, _process):
-                client = OipConnection(url, name)
+                client = AgentClient(url)
                 feeds = {s.name: arrays[s.name][:1] for s in interface.inputs}
-                client.infer(feeds)
+                infer(client, name, feeds)
                 starts.append(time.perf_counter() - begun)
                 if len(starts) == 1:
                     _report(client, url, interface, arrays, output, precision)
@@ -66,7 +67,7 @@ def main(folder: Path, name: str, where: Path, precisions: list[str]) -> None:
 
 
 def _report(
-    client: OipConnection, url: str, interface: object, arrays: object, output: str, precision: str
+    client: AgentClient, url: str, interface: object, arrays: object, output: str, precision: str
 ) -> None:
     with urllib.request.urlopen(f"{url}/telemetry") as answer:
         model = json.load(answer)["models"][0]
@@ -77,12 +78,12 @@ def _report(
     )
     for batch in (1, 8, 32):
         feeds = {s.name: arrays[s.name][:batch] for s in interface.inputs}  # type: ignore[attr-defined,index]
-        answer = client.infer(feeds)[output]
+        answer = infer(client, model["name"], feeds)[output]
         error = relative_error(answer, arrays[output][:batch])  # type: ignore[index]
         times = []
         for _ in range(RUNS if batch == 1 else RUNS // 4):
             begun = time.perf_counter()
-            client.infer(feeds)
+            infer(client, model["name"], feeds)
             times.append(1e3 * (time.perf_counter() - begun))
         print(
             f"  batch {batch:>2} over HTTP: error {error:.1e}, p50 {np.percentile(times, 50):.2f}"

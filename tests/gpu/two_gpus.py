@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ import psutil
 
 from edge.agent import SWITCH_INTERVAL_S
 from edge.config import AgentConfig
-from edge.oip_client import infer_request
-from host_tools.client import OipConnection
+from edge.http_client import AgentClient
+from edge.oip_client import infer, infer_request
 from tests.agents import running_agent
 from tests.gpu.serve_load import loaded
 from tests.gpu.shapes import MODELS
@@ -63,9 +64,8 @@ def main(folder: Path, name: str, where: Path, precision: str) -> None:
         with urllib.request.urlopen(f"{agent.url}/telemetry") as response:
             model = json.load(response)["models"][0]
         print(f"workers {model['workers']}, requests {model['requests']}", flush=True)
-        connection = OipConnection(agent.url, name)
-        again = connection.infer(feeds)[interface.outputs[0].name]
-        connection.close()
+        with closing(AgentClient(agent.url)) as client:
+            again = infer(client, name, feeds)[interface.outputs[0].name]
         error = np.abs(again - answers[0]).max() / np.abs(answers[0]).max()
         print(f"the answer afterwards differs from the one before by {error:.1e}", flush=True)
 

@@ -7,6 +7,7 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from calibration.runtime import Runner
 from edge.agent_process import agent_process
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME, open_bundle
 from edge.errors import BundleError, EdgeError, StorageError, TrustError, UsageError
+from edge.http_client import AgentClient
 from edge.manifest import Manifest, bytes_from_manifest
+from edge.oip_client import infer
 from edge.trust import sign, trusted_keys_in
 from host_tools.cli import cli
-from host_tools.client import OipConnection
 from host_tools.combine import CombineRequest, combine
 from host_tools.keys import generate_keys, sign_bundle
 from host_tools.pack import PackRequest, pack
@@ -107,9 +109,8 @@ def test_an_agent_answers_for_every_model_and_version_of_a_combined_bundle(
         for name, version in (("first", "1"), ("second", "2.0")):
             expected = Runner(load_model(packed / f"{name}.onnx")).run({"x": images})["logits"]
             for path in (name, f"{name}/versions/{version}"):
-                connection = OipConnection(url, path)
-                got = connection.infer({"x": images})["logits"]
-                connection.close()
+                with closing(AgentClient(url)) as client:
+                    got = infer(client, path, {"x": images})["logits"]
                 np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
         index = urllib.request.Request(f"{url}/v2/repository/index", data=b"{}")
         entries = json.load(urllib.request.urlopen(index))

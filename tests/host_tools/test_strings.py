@@ -21,10 +21,11 @@ from calibration.model_file import load_model
 from edge.agent import Agent
 from edge.config import AgentConfig
 from edge.errors import BuildError, ModelError
+from edge.http_client import AgentClient
+from edge.oip_client import infer
 from edge.spec import Profile, TensorSpec
 from edge.trt_session import TrtSession
 from host_tools.build import BuildOptions, build_engines
-from host_tools.client import OipConnection
 from host_tools.errors import ExportError
 from host_tools.export import ExportRequest, export_model
 from host_tools.keys import generate_keys
@@ -179,9 +180,9 @@ def test_what_is_no_text_is_a_400_that_says_so(client: triton.InferenceServerCli
 
 
 def test_our_own_client_speaks_strings(agent: Agent) -> None:
-    with contextlib.closing(OipConnection(agent.url, "words")) as connection:
+    with contextlib.closing(AgentClient(agent.url)) as own:
         text = np.array([[b"cat"], [b"dog"]], object)
-        outputs = connection.infer({"text": text})
+        outputs = infer(own, "words", {"text": text})
     assert {name: array.tolist() for name, array in outputs.items()} == expected([["cat"], ["dog"]])
 
 
