@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.config import AgentConfig, flag_from_key, load_config, read_config_file
+from edge.config import DEFAULT_URL, AgentConfig, flag_from_key, load_config, read_config_file
 from edge.config_options import config_options, flags_from_config, given_only
-from edge.console import configure_logging, stop_on_sigterm
+from edge.console import configure_logging, print_json, say, stop_on_sigterm
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
     from edge.bench import BenchPlan, Subject
     from edge.bundle import Bundle
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 # An agent that bench starts listens where there is room; these keys also say what a bundle is.
 _NOT_OFFERED = frozenset({"host", "port", "log_level"})
 _OF_A_BUNDLE = frozenset({"bundle", "trusted_keys", "allow_unsigned", "config"})
@@ -203,9 +202,8 @@ def _compare(
 ) -> int:
     config = load_config(given, os.environ, read_config_file)
     from edge.compare import compare, compare_tables
-    from edge.report import print_json
 
-    rows = compare(config, model=model, framework=framework, seconds=seconds, say=_say)
+    rows = compare(config, model=model, framework=framework, seconds=seconds, say=say)
     print_json({"rows": rows}) if as_json else click.echo(compare_tables(rows))
     return 0
 
@@ -217,10 +215,10 @@ def _measure(subject: Subject, plan: BenchPlan, plot: Path | None, *, as_json: b
     from edge.files import storage_errors
     from edge.measurements import Measurements
     from edge.plot import svg_from_points
-    from edge.report import advice_lines, agent_table, batch_lines, latency_table, print_json
+    from edge.report import advice_lines, agent_table, batch_lines, latency_table
 
     served = served_by(subject)
-    points = measure(subject, plan, say=_say)
+    points = measure(subject, plan, say=say)
     measured = Measurements(served=served, points=points)
     advice = advise(measured)
     title = f"{served.model}, variant {served.variant}, {plan.rows} rows a request"
@@ -260,7 +258,7 @@ def _subject(given: dict[str, object], url: str | None, name: str | None) -> Ite
     started = replace(config, host="127.0.0.1", port=0)
     flags = flags_from_config(started)
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
-        _say("starting an agent")
+        say("starting an agent")
         with agent_process(Path(folder), flags, timeout_s=config.build_timeout_s) as (here, child):
             address = address_from_url(here)
             name = model_named(address, name)
@@ -289,7 +287,3 @@ def _inputs(bundle: Bundle | None, name: str) -> dict[str, Any]:
     from edge.opened import model_in, reader
 
     return {"model": model_in(bundle, name), "read": reader(bundle)}
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

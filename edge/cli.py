@@ -5,7 +5,6 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from edge.bench_command import bench
 from edge.cli_capture import capture, replay
 from edge.config import AgentConfig, describe_config, load_config, read_config_file
 from edge.config_options import config_options, given_only
-from edge.console import CommandGroup, configure_logging, run_command_line
+from edge.console import CommandGroup, configure_logging, print_json, run_command_line, say
 from edge.errors import EdgeError, UsageError
 from edge.profile_command import profile
 
@@ -54,7 +53,7 @@ def serve(*, print_config: bool, **flags: object) -> int:
     given = given_only(flags)
     if print_config:
         described = describe_config(given, os.environ, read_config_file)
-        click.echo(json.dumps(described, indent=1))
+        print_json(described)
         return 0
     config = load_config(given, os.environ, read_config_file)
     configure_logging(config.log_level, os.environ)
@@ -78,10 +77,10 @@ def verify(*, as_json: bool, **flags: object) -> None:
     except EdgeError as error:
         if as_json:
             verdict = {"ok": False, "code": error.code, "error": str(error)}
-            click.echo(json.dumps(verdict, indent=1))
+            print_json(verdict)
         raise
     if as_json:
-        click.echo(json.dumps({"ok": True, **_facts_of(bundle)}, indent=1))
+        print_json({"ok": True, **_facts_of(bundle)})
         return
     facts, signer = _facts_of(bundle), bundle.signed_by
     click.echo(
@@ -100,8 +99,6 @@ def verify(*, as_json: bool, **flags: object) -> None:
 def doctor(*, as_json: bool, **flags: object) -> int:
     """Look for what keeps this machine from serving on its GPU; exit 1 if something does."""
     config = load_config(given_only(flags), os.environ, read_config_file)
-    import msgspec
-
     from edge.doctor import Machine, examine
     from edge.target import detect_target
 
@@ -109,8 +106,7 @@ def doctor(*, as_json: bool, **flags: object) -> int:
     findings = examine(target, config, Machine())
     problems = [finding for finding in findings if finding.state == "problem"]
     if as_json:
-        content = {"ok": not problems, "target": target, "findings": findings}
-        click.echo(msgspec.json.format(msgspec.json.encode(content), indent=1))
+        print_json({"ok": not problems, "target": target, "findings": findings})
         return int(bool(problems))
     for finding in findings:
         mark = {"ok": "ok  ", "warning": "WARN", "problem": "FAIL"}[finding.state]
@@ -156,16 +152,15 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
         needs = ()
     unit = unit_for_machine(PurePosixPath(executable), needs=needs, root=Path(root))
     for warning in unit.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}")
     if not yes:
         click.echo(unit.text, nl=False)
         return
     changed = install(unit, Path(root))
     click.echo(f"{'installed' if changed else 'unchanged'}: {Path(root) / UNIT_PATH}")
-    click.echo(
+    say(
         f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME}\n"
-        f"then: systemctl status {UNIT_NAME}",
-        err=True,
+        f"then: systemctl status {UNIT_NAME}"
     )
 
 

@@ -13,13 +13,15 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from edge.config import DEFAULT_URL
+from edge.console import print_json, say
 from edge.errors import CaptureError, NoAgentError, StorageError
+from edge.files import storage_errors
 
 if TYPE_CHECKING:
     from edge.capture_file import Capture
     from edge.http_client import AgentClient, Received
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 POLL_S = 0.5
 TIMEOUT_S = 60.0
 
@@ -76,7 +78,7 @@ def capture(
     wish = {"seconds": seconds, "max_bytes": max_bytes, "share": share, "redact": redact}
     with closing(AgentClient(url, timeout_s=TIMEOUT_S)) as client, _new_file(file) as writer:
         writer.write(_frames(client.send("POST", CAPTURE_PATH, body=msgspec.json.encode(wish))))
-        click.echo(f"recording for {seconds:g} s; interrupt to end early", err=True)
+        say(f"recording for {seconds:g} s; interrupt to end early")
         try:
             with _on_interrupt() as stop:
                 _drain(client, writer, stop)
@@ -132,14 +134,12 @@ def replay(
     Recorded latency is the agent's own, from the whole request to the answer. Now it is measured
     here, from when a request was due.
     """
-    import msgspec
-
     from edge.replay import replay as send_again
     from edge.replay_report import lines_from_report, report_from_replay
 
     recorded = _read(file)
     if recorded.problem is not None:
-        click.echo(f"warning: {file}: {recorded.problem}; the rest is used", err=True)
+        say(f"warning: {file}: {recorded.problem}; the rest is used")
     if not recorded.exchanges:
         raise CaptureError(f"{file} holds no requests; record while there is traffic")
     sent = [
@@ -160,7 +160,7 @@ def replay(
         against=sent[1] if against is not None else None,
     )
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=1))
+        print_json(report)
     else:
         for line in lines_from_report(report, tolerance=tolerance):
             click.echo(line)
@@ -170,17 +170,17 @@ def replay(
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a new file for its owner only; one to which nothing was written is removed again."""
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writer:
+    with storage_errors("write", path):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError as error:
+            raise StorageError(f"{path} exists already; give another name, or remove it") from error
+        with os.fdopen(descriptor, "wb") as writer:
             try:
                 yield writer
             finally:
                 if writer.tell() == 0:
                     path.unlink()
-    except FileExistsError as error:
-        raise StorageError(f"{path} exists already; give another name, or remove it") from error
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {_reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -228,15 +228,8 @@ def _frames(received: Received) -> bytes:
 def _read(file: Path) -> Capture:
     from edge.capture_file import read_capture
 
-    try:
-        with file.open("rb") as reader:
-            return read_capture(reader)
-    except OSError as error:
-        raise StorageError(f"cannot read {file}: {_reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    with storage_errors("read", file), file.open("rb") as reader:
+        return read_capture(reader)
 
 
 def _summary(file: Path) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from edge.errors import ConfigError
+from edge.errors import ConfigError, os_reason
 
+DEFAULT_URL = "http://127.0.0.1:8000"  # of an agent with the default host and port
 DEFAULT_CONFIG_FILE = Path("/etc/edge/agent.json")
 CONFIG_KEY = "config"
 ENVIRONMENT_PREFIX = "EDGE_"
@@ -228,9 +229,7 @@ def read_config_file(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {(error.strerror or str(error)).lower()}"
-        ) from error
+        raise ConfigError(f"cannot read {path}: {os_reason(error)}") from error
     if len(content) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} is larger than the cap of {MAX_CONFIG_BYTES} bytes")
     return content

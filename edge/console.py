@@ -1,4 +1,4 @@
-"""How a command line of the kit behaves: one-line errors, exit codes, one line per log record."""
+"""How a command line of the kit behaves: what it prints and where, exit codes, log records."""
 
 from __future__ import annotations
 
@@ -58,6 +58,18 @@ def configure_logging(level: str, environ: Mapping[str, str]) -> None:
 def stop_on_sigterm() -> None:
     """Make SIGTERM unwind the stack, so that an agent that was started is stopped as well."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def print_json(value: object) -> None:
+    """Print a value on standard output, for programs."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=1))
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, for people."""
+    click.echo(line, err=True)
 
 
 class _LineFormatter(logging.Formatter):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge.config import AgentConfig
-from edge.errors import EdgeError
+from edge.errors import EdgeError, os_reason
 from edge.installed import server_build_of_tensorrt
 from edge.probes import PsutilProbe, Sample
 from edge.target import Target
@@ -238,7 +238,7 @@ def _port(config: AgentConfig) -> Finding:
         return Finding(
             name="port",
             state="warning",
-            detail=f"{config.host}:{config.port}: {(error.strerror or str(error)).lower()}",
+            detail=f"{config.host}:{config.port}: {os_reason(error)}",
             help="an agent that runs already is fine; else choose another port",
         )
     return _ok("port", f"{config.host}:{config.port} is free")

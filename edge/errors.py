@@ -12,6 +12,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def os_reason(error: OSError) -> str:
+    """Return why the system refused, in lower case."""
+    return (error.strerror or str(error)).lower()
+
+
 class EdgeError(Exception):
     """Base of all errors that are reported to a user in one line."""
 

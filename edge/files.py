@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from edge.errors import StorageError
+from edge.errors import StorageError, os_reason
 
 CHUNK_BYTES = 1 << 20
 
@@ -31,8 +31,7 @@ def storage_errors(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"cannot {action} {path}: {reason}") from error
+        raise StorageError(f"cannot {action} {path}: {os_reason(error)}") from error
 
 
 def atomic_write(path: Path, content: bytes, *, mode: int = 0o644) -> None:

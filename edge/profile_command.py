@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from edge.config import load_config, read_config_file
 from edge.config_options import config_options, given_only
-from edge.console import configure_logging
+from edge.console import configure_logging, print_json, say
+
+if TYPE_CHECKING:
+    from edge.measurements import LayerTimes
 
 _KEYS = ("bundle", "trusted_keys", "allow_unsigned", "intra_op_threads", "cache", "cache_bytes",
          "build_on_device", "build_timeout_s", "open_timeout_s", "variant")  # fmt: skip
@@ -35,21 +39,23 @@ def profile(
     """
     config = load_config(given_only(flags), os.environ, read_config_file)
     configure_logging("warning", os.environ)
-    from edge.advice import advise
     from edge.layer_times import profile_model
-    from edge.measurements import Measurements
     from edge.opened import model_in, verified_bundle
-    from edge.report import advice_lines, layer_tables, print_json
 
     bundle = verified_bundle(config)
-    times = profile_model(bundle, model_in(bundle, model), config, rows=rows, runs=runs, say=_say)
+    times = profile_model(bundle, model_in(bundle, model), config, rows=rows, runs=runs, say=say)
+    print_times(times, as_json=as_json)
+
+
+def print_times(times: LayerTimes, *, as_json: bool) -> None:
+    """Print where the time of a run goes, and what to change."""
+    from edge.advice import advise
+    from edge.measurements import Measurements
+    from edge.report import advice_lines, layer_tables
+
     advice = advise(Measurements(profile=times))
     if as_json:
         print_json({"profile": times, "advice": advice})
         return
     click.echo(layer_tables(times))
     click.echo("\n" + advice_lines(advice))
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

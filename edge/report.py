@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import click
-import msgspec
-
 from edge.measurements import Advice, LayerTimes, Point
 from edge.table import mebibytes, number, percent, table, wrapped
 
@@ -116,11 +113,6 @@ def advice_lines(advice: tuple[Advice, ...]) -> str:
         lines.append(wrapped(f"   [{one.key}]", indent="   "))
         lines.append(wrapped(f"   measured: {one.evidence}", indent="   "))
     return "\n".join(lines)
-
-
-def print_json(value: object) -> None:
-    """Print on standard output, for programs."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1))
 
 
 def _failures(point: Point) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from host_tools.terminal import ANY_PATH, FILE, FOLDER, console, print_json, say
+from edge.console import print_json, say
+from host_tools.terminal import ANY_PATH, FILE, FOLDER, console
 
 if TYPE_CHECKING:
     from edge.manifest import Manifest
@@ -142,13 +142,13 @@ def verify(bundle: Path, trusted_keys: Path, as_json: bool) -> None:
         opened = open_bundle(bundle, trusted_keys_in(trusted_keys))
     except EdgeError as error:
         if as_json:
-            click.echo(json.dumps({"ok": False, "code": error.code, "error": str(error)}))
+            print_json({"ok": False, "code": error.code, "error": str(error)})
         raise
     manifest, signer = opened.manifest, opened.signed_by
     assert signer is not None  # noqa: S101 - open_bundle refuses unsigned bundles here
     if as_json:
         facts = {"name": manifest.name, "version": manifest.version, "signed_by": signer.keyid}
-        click.echo(json.dumps({"ok": True, **facts}))
+        print_json({"ok": True, **facts})
         return
     click.echo(
         f"{bundle}: {manifest.name} {manifest.version}, {len(manifest.artifacts)} files intact, "

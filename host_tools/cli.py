@@ -13,11 +13,18 @@ from typing import Any
 import click
 
 from edge import __version__
-from edge.console import CommandGroup, configure_logging, run_command_line, stop_on_sigterm
+from edge.console import (
+    CommandGroup,
+    configure_logging,
+    print_json,
+    run_command_line,
+    say,
+    stop_on_sigterm,
+)
 from host_tools.bundle_commands import BUNDLE_COMMANDS
 from host_tools.compress_commands import COMPRESS_COMMANDS
 from host_tools.profile_command import profile
-from host_tools.terminal import ANY_PATH, FILE, FOLDER, console, print_json, say
+from host_tools.terminal import ANY_PATH, FILE, FOLDER, console
 
 
 @click.group(

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from host_tools.terminal import ANY_PATH, FILE, print_json
+from edge.console import print_json
+from host_tools.terminal import ANY_PATH, FILE
 
 _Command = Callable[..., None]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-from host_tools.terminal import print_json
-
 
 @click.command()
 @click.argument("source")
@@ -21,15 +19,8 @@ def profile(source: str, rows: int, runs: int, threads: int | None, as_json: boo
     SOURCE is package.module:factory or a Hugging Face model folder. `edge-agent profile` shows the
     layers of what a device runs.
     """
-    from edge.advice import advise
-    from edge.measurements import Measurements
-    from edge.report import advice_lines, layer_tables
+    from edge.profile_command import print_times
     from host_tools.torch_profile import profile_source
 
     times = profile_source(source, rows=rows, runs=runs, threads=threads)
-    advice = advise(Measurements(profile=times))
-    if as_json:
-        print_json({"profile": times, "advice": advice})
-        return
-    click.echo(layer_tables(times))
-    click.echo("\n" + advice_lines(advice))
+    print_times(times, as_json=as_json)

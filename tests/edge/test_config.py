@@ -9,6 +9,7 @@ import pytest
 
 from edge.config import (
     DEFAULT_CONFIG_FILE,
+    DEFAULT_URL,
     MAX_CONFIG_BYTES,
     AgentConfig,
     describe_config,
@@ -24,6 +25,11 @@ def load(flags=None, environ=None, files=None):
 
 def test_nothing_given_gives_the_defaults():
     assert load() == AgentConfig()
+
+
+def test_the_default_url_is_where_a_default_agent_listens():
+    config = AgentConfig()
+    assert f"http://{config.host}:{config.port}" == DEFAULT_URL
 
 
 def test_each_place_wins_over_the_one_before():
