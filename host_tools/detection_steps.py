@@ -19,6 +19,7 @@ from edge.errors import UsageError
 from edge.files import read_capped
 from edge.images import ImagePreprocessing
 from edge.spec import TensorSpec
+from host_tools.presets import fields_from_preset
 
 MAX_FILE_BYTES = 4 << 20
 LABELS_KEY = "names"  # where Ultralytics' export writes a dict from class number to name
@@ -98,22 +99,14 @@ def _places(outputs: tuple[TensorSpec, ...]) -> dict[str, str]:
 
 
 def _from_preset(text: str) -> dict[str, Any]:
-    name, *changes = text.split(",")
-    if name not in PRESETS:
-        raise UsageError(
-            f"--detection {name!r} is neither one of {', '.join(PRESETS)} nor a .json file"
-        )
-    fields = dict(PRESETS[name])
     known = set(Detection.__dataclass_fields__) - {"labels"}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or key not in known:
-            raise UsageError(
-                f"--detection {text}: {change!r} is not KEY=VALUE with a key of "
-                f"{', '.join(sorted(known))}"
-            )
-        fields[key] = None if key == "iou_threshold" and value == "none" else value
-    return fields
+    return fields_from_preset(
+        "--detection", text, PRESETS, known=known, or_file=".json file", read=_value
+    )
+
+
+def _value(key: str, text: str) -> str | None:
+    return None if key == "iou_threshold" and text == "none" else text
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from edge.errors import UsageError
 from edge.files import read_capped
 from edge.images import ImagePreprocessing, problem_with
 from edge.spec import Profile, TensorSpec
+from host_tools.presets import fields_from_preset
 
 CONFIG_NAME = "preprocessor_config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -123,22 +124,14 @@ def _interface(
 
 
 def _from_preset(text: str) -> dict[str, Any]:
-    name, *changes = text.split(",")
-    if name not in PRESETS:
-        raise UsageError(
-            f"--image {name!r} is neither one of {', '.join(PRESETS)} nor a {CONFIG_NAME}"
-        )
-    fields = dict(PRESETS[name])
     known = set(ImagePreprocessing.__dataclass_fields__) - {"input"}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or key not in known:
-            raise UsageError(
-                f"--image {text}: {change!r} is not KEY=VALUE with a key of "
-                f"{', '.join(sorted(known))}"
-            )
-        fields[key] = tuple(value.split("/")) if key in _TUPLES else value
-    return fields
+    return fields_from_preset(
+        "--image", text, PRESETS, known=known, or_file=CONFIG_NAME, read=_value
+    )
+
+
+def _value(key: str, text: str) -> str | tuple[str, ...]:
+    return tuple(text.split("/")) if key in _TUPLES else text
 
 
 def _from_processor(path: Path) -> dict[str, Any]:
