@@ -12,17 +12,16 @@ from typing import Any
 from edge.admission import Admission
 from edge.agent import Agent
 from edge.config import AgentConfig
-from edge.manifest import Manifest
 from edge.preparing import Prepared
 from edge.session import Session
 from edge.target import Target
-from tests.bundles import affine_parts, make_key, write_bundle
+from tests.bundles import Parts, affine_parts, make_key, write_bundle
 from tests.fakes import DEADLINE_S, FakeNotifier
 
 
 def make_config(
     tmp_path: Path,
-    parts: tuple[Manifest, dict[str, bytes]] | None = None,
+    parts: Parts | None = None,
     **changes: Any,
 ) -> AgentConfig:
     """Return the configuration of an agent that serves a freshly written bundle.

@@ -19,20 +19,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from edge.agent_process import script
 from edge.load_client import Load, run_load_in_child
 from edge.manifest import Batching
 from edge.oip_client import infer_request
-from edge.spec import Profile, ShapeRange, TensorSpec
+from edge.spec import Profile, ShapeRange
 from tests.agents import unused_port
-from tests.bundles import affine_parts, golden_tensors, write_bundle
+from tests.bundles import parts_of, write_bundle
 from tests.models import model_from_nodes
 
 REPOSITORY = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def all_servers(folder: Path) -> list[Server]:
     graph.write_bytes(model.SerializeToString())
     bundle = folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)  # an older one may have another manifest
-    write_echo_bundle(bundle, graph.read_bytes())
+    write_echo_bundle(bundle, model)
     ports = [unused_port() for _ in range(4)]
     environ = {"EDGE_ECHO": str(graph)}
     mlserver = {"name": "echo", "implementation": "tests.peers.mlserver_echo.Echo"}
@@ -144,34 +144,13 @@ def mlserver_server(folder: Path, model: dict[str, object]) -> Server:
     return Server(name="MLServer", command=command, port=port, path=path)
 
 
-def write_echo_bundle(root: Path, graph: bytes) -> None:
-    manifest, _ = affine_parts()
-    files = {"echo/fp32.onnx": graph}
+def write_echo_bundle(root: Path, graph: ModelProto) -> None:
     x = np.arange(2 * FLOATS, dtype=np.float32).reshape(2, FLOATS)
-    case = manifest.models[0].golden.cases[0]
-    case = replace(
-        case,
-        inputs=golden_tensors("echo/in", {"x": x}, files),
-        outputs=golden_tensors("echo/out", {"y": x}, files),
+    ranges = {"x": ShapeRange(min=(1, FLOATS), opt=(1, FLOATS), max=(64, FLOATS))}
+    manifest, files = parts_of(
+        "echo", graph, {"x": x}, {"y": x}, profile=Profile(ranges=ranges), batching=Batching()
     )
-    shape = ("batch", FLOATS)
-    variant = replace(
-        manifest.models[0].variants[0], id="fp32", precision="fp32", files=("echo/fp32.onnx",)
-    )
-    model = replace(
-        manifest.models[0],
-        name="echo",
-        inputs=(TensorSpec(name="x", datatype="FP32", shape=shape),),
-        outputs=(TensorSpec(name="y", datatype="FP32", shape=shape),),
-        profile=Profile(
-            ranges={"x": ShapeRange(min=(1, FLOATS), opt=(1, FLOATS), max=(64, FLOATS))}
-        ),
-        variants=(variant,),
-        preferences=(),
-        golden=replace(manifest.models[0].golden, cases=(case,)),
-        batching=Batching(),
-    )
-    write_bundle(root, replace(manifest, models=(model,)), files, None)
+    write_bundle(root, manifest, files, None)
 
 
 def keys_folder(folder: Path) -> Path:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge import manifest as m
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
-from edge.spec import datatype_from_numpy
+from edge.spec import AnyArray, Profile, ShapeRange, TensorSpec, datatype_from_numpy
 from edge.tensor_bytes import bytes_from_tensor
 from edge.trust import sign
 from tests.models import AFFINE_INPUTS, AFFINE_OUTPUTS, AFFINE_PROFILE, affine, affine_model
+
+# The Manifest of a bundle, and its files by name.
+Parts = tuple[m.Manifest, dict[str, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ def make_key() -> TestKey:
 
 def affine_parts(
     graphs: dict[str, bytes] | None = None, *, name: str = "affine", scale: float = 2.0
-) -> tuple[m.Manifest, dict[str, bytes]]:
+) -> Parts:
     """Return the Manifest of a bundle that serves "affine" 1, and its files by name.
 
     graphs: the ONNX bytes of the int8 and fp32 variants; both compute the same here. The manifest
@@ -88,9 +93,49 @@ def affine_parts(
     return manifest, files
 
 
-def joined_parts(
-    *parts: tuple[m.Manifest, dict[str, bytes]],
-) -> tuple[m.Manifest, dict[str, bytes]]:
+def parts_of(
+    name: str,
+    graph: onnx.ModelProto,
+    feeds: Mapping[str, AnyArray],
+    wanted: Mapping[str, AnyArray],
+    **changes: object,
+) -> Parts:
+    """Return a bundle of one fp32 model for 1 to 8 rows.
+
+    feeds, wanted: its golden case, whose shapes behind the batch are fixed. changes: of the Model.
+    """
+    manifest, _ = affine_parts()
+    files = {f"{name}/fp32.onnx": graph.SerializeToString()}
+    case = m.GoldenCase(
+        inputs=golden_tensors(f"{name}/in", feeds, files),
+        outputs=golden_tensors(f"{name}/out", wanted, files),
+    )
+    rows = {n: array.shape[1:] for n, array in feeds.items()}
+    values: dict[str, object] = {
+        "name": name,
+        "inputs": batch_specs(case.inputs),
+        "outputs": batch_specs(case.outputs),
+        "profile": Profile(
+            ranges={n: ShapeRange(min=(1, *s), opt=(1, *s), max=(8, *s)) for n, s in rows.items()}
+        ),
+        "variants": (
+            m.Variant(id="fp32", backend="ort", precision="fp32", files=(f"{name}/fp32.onnx",)),
+        ),
+        "preferences": (m.Preference(backend="ort", variant="fp32", why="it is the only one"),),
+        "golden": m.Golden(cases=(case,), tolerance={"fp32": 1e-5}),
+    }
+    model = replace(manifest.models[0], **{**values, **changes})  # type: ignore[arg-type]
+    return replace(manifest, models=(model,)), files
+
+
+def batch_specs(tensors: tuple[m.GoldenTensor, ...]) -> tuple[TensorSpec, ...]:
+    """Return the specs of tensors whose first axis is the batch."""
+    return tuple(
+        TensorSpec(name=t.name, datatype=t.datatype, shape=("batch", *t.shape[1:])) for t in tensors
+    )
+
+
+def joined_parts(*parts: Parts) -> Parts:
     """Return one bundle with the models of several."""
     models = tuple(model for manifest, _ in parts for model in manifest.models)
     files = {name: content for _, files in parts for name, content in files.items()}
@@ -116,7 +161,7 @@ def write_bundle(
 
 
 def golden_tensors(
-    prefix: str, tensors: dict[str, np.ndarray], files: dict[str, bytes]
+    prefix: str, tensors: Mapping[str, AnyArray], files: dict[str, bytes]
 ) -> tuple[m.GoldenTensor, ...]:
     golden = []
     for name, array in tensors.items():

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from PIL import Image
 
-from edge import manifest as m
 from edge.detections import Detection
 from edge.images import ImagePreprocessing
-from edge.spec import Profile, ShapeRange, TensorSpec
-from tests.bundles import affine_parts, golden_tensors
+from edge.spec import Profile, ShapeRange
+from tests.bundles import Parts, parts_of
 from tests.models import model_from_nodes
 
 SIDE = 16
@@ -57,37 +55,20 @@ def photo(boxes: list[list[float]], size: tuple[int, int]) -> bytes:
     return content.getvalue()
 
 
-def detector_parts(labels: tuple[str, ...]) -> tuple[m.Manifest, dict[str, bytes]]:
+def detector_parts(labels: tuple[str, ...]) -> Parts:
     """Return the Manifest of a bundle that serves "detector" 1, and its files by name."""
     columns = 4 + len(labels)
     count = SIDE // columns
-    model = detector_model(len(labels))
-    manifest, _ = affine_parts()
-    files = {"detector/fp32.onnx": model.SerializeToString()}
     x = np.random.default_rng(0).uniform(size=(1, 3, SIDE, SIDE)).astype(np.float32)
     y = x[:, 0, SIDE // 2, : count * columns].reshape(1, count, columns)
-    served = replace(
-        manifest.models[0],
-        name="detector",
-        inputs=(TensorSpec(name="x", datatype="FP32", shape=("batch", 3, SIDE, SIDE)),),
-        outputs=(TensorSpec(name="y", datatype="FP32", shape=("batch", count, columns)),),
+    return parts_of(
+        "detector",
+        detector_model(len(labels)),
+        {"x": x},
+        {"y": y},
         profile=PROFILE,
-        variants=(
-            m.Variant(id="fp32", backend="ort", precision="fp32", files=("detector/fp32.onnx",)),
-        ),
-        preferences=(m.Preference(backend="ort", variant="fp32", why="it is the only one"),),
-        golden=m.Golden(
-            cases=(
-                m.GoldenCase(
-                    inputs=golden_tensors("detector/in", {"x": x}, files),
-                    outputs=golden_tensors("detector/out", {"y": y}, files),
-                ),
-            ),
-            tolerance={"fp32": 1e-5},
-        ),
         image=STEPS,
         detection=Detection(
             boxes="y", scores="y", unit="fraction", labels=labels, iou_threshold=0.5
         ),
     )
-    return replace(manifest, models=(served,)), files

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edge import manifest as m
 from edge.spec import Profile, ShapeRange, TensorSpec
 from edge.text import TextPreprocessing
-from tests.bundles import affine_parts, golden_tensors
+from tests.bundles import Parts, parts_of
 from tests.models import model_from_nodes
 
 WIDTH = 6
@@ -92,34 +90,17 @@ def vector_of(ids: Sequence[int]) -> np.ndarray:
     return mean / np.sqrt((mean**2).sum())
 
 
-def encoder_parts(**changes: object) -> tuple[m.Manifest, dict[str, bytes]]:
+def encoder_parts(**changes: object) -> Parts:
     """Return the Manifest of a bundle that serves "encoder" 1, and its files by name."""
-    manifest, _ = affine_parts()
-    files = {"encoder/fp32.onnx": encoder_model().SerializeToString()}
-    files[TEXT.tokenizer] = tokenizer_json()
     ids = np.array([ids_of("cat")])
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     want = {"embedding": vector_of(ids[0])[None].astype(np.float32), "hidden": TABLE[ids]}
-    model = replace(
-        manifest.models[0],
-        name="encoder",
-        inputs=INPUTS,
-        outputs=OUTPUTS,
-        profile=PROFILE,
-        variants=(
-            m.Variant(id="fp32", backend="ort", precision="fp32", files=("encoder/fp32.onnx",)),
-        ),
-        preferences=(m.Preference(backend="ort", variant="fp32", why="it is the only one"),),
-        golden=m.Golden(
-            cases=(
-                m.GoldenCase(
-                    inputs=golden_tensors("encoder/in", feeds, files),
-                    outputs=golden_tensors("encoder/out", want, files),
-                ),
-            ),
-            tolerance={"fp32": 1e-5},
-        ),
-        text=TEXT,
-        embedding="embedding",
-    )
-    return replace(manifest, models=(replace(model, **changes),)), files  # type: ignore[arg-type]
+    values: dict[str, object] = {
+        "inputs": INPUTS,
+        "outputs": OUTPUTS,
+        "profile": PROFILE,
+        "text": TEXT,
+        "embedding": "embedding",
+    }
+    manifest, files = parts_of("encoder", encoder_model(), feeds, want, **{**values, **changes})
+    return manifest, {**files, TEXT.tokenizer: tokenizer_json()}

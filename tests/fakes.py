@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,18 +96,31 @@ class FakeSession:
 
 
 class Gate:
-    """Holds whoever calls it until it is opened, and tells that somebody is inside."""
+    """Holds whoever calls it until it is opened, and tells that somebody is inside.
 
-    def __init__(self) -> None:
+    holds: False lets everybody pass until `hold`, as when a model is tested before it is served.
+    """
+
+    def __init__(self, *, holds: bool = True) -> None:
         self.entered = threading.Semaphore(0)
         self._open = threading.Event()
+        self._holds = holds
 
     def __call__(self) -> None:
+        if not self._holds:
+            return
         self.entered.release()
         assert self._open.wait(DEADLINE_S)
 
     def wait_entered(self) -> None:
         assert self.entered.acquire(timeout=DEADLINE_S)
+
+    def hold(self) -> None:
+        self._holds = True
+
+    def pass_others(self) -> None:
+        """Let everybody pass who is not inside."""
+        self._holds = False
 
     def open(self) -> None:
         self._open.set()
@@ -120,6 +134,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
             return
         pause.wait(0.001)
     raise AssertionError("it never came to this")
+
+
+def open_descriptors() -> int:
+    """Return how many files and sockets this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class FakeNotifier:

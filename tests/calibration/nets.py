@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.model_file import set_facts
+from calibration.placement import place
+from calibration.qdq import quantize
+from calibration.runtime import run_exposing
 from edge.manifest import Provenance
 from edge.spec import Profile, ShapeRange
 
@@ -61,6 +65,24 @@ def shared_input_net(seed: int = 0) -> onnx.ModelProto:
         helper.make_node("MatMul", ["p", "v"], ["y"], name="mix"),
     ]
     return _model(nodes, initializers, ["batch", 4, 32], ["batch", 4, 32], "y")
+
+
+def feeds_for(model: onnx.ModelProto, *, rows: int = 2) -> dict[str, np.ndarray]:
+    """Return normal samples for one of the nets above."""
+    row = IMAGE if model.graph.output[0].name == "logits" else (4, 32)
+    return {"x": np.random.default_rng(0).normal(0, 1, (rows, *row)).astype(np.float32)}
+
+
+def amax_of(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, float]:
+    """Return the largest magnitude of tensors of the model on `feeds_for`."""
+    values = run_exposing(model, feeds_for(model), names)
+    return {name: float(np.abs(value).max()) for name, value in values.items()}
+
+
+def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model in the form for TensorRT, calibrated on `feeds_for`."""
+    placement = place(model)
+    return quantize(model, placement, amax_of(model, placement.activations))
 
 
 def _model(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from calibration.budget import Budget, budget_from_text, score_from_name, search
@@ -20,18 +19,13 @@ from calibration.runtime import Runner, run_exposing
 from calibration.samples import open_samples
 from calibration.sensitivity import sensitivity
 from edge.errors import UsageError
-from tests.calibration.nets import IMAGE, conv_net, shared_input_net, write_samples
-
-
-def feeds_for(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    shape = (6, *IMAGE) if model.graph.output[0].name == "logits" else (6, 4, 32)
-    return {"x": np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)}
+from tests.calibration.nets import conv_net, feeds_for, shared_input_net, write_samples
 
 
 @pytest.mark.parametrize("make", [conv_net, shared_input_net])
 def test_sensitivity_is_the_sqnr_with_one_node_quantized(make) -> None:
     model = prepared(make())
-    placement, feeds = place(model), feeds_for(model)
+    placement, feeds = place(model), feeds_for(model, rows=6)
     values = run_exposing(model, feeds, placement.activations)
     amax = {name: float(np.abs(value).max()) for name, value in values.items()}
     got = sensitivity(model, placement, amax, [feeds])
@@ -49,7 +43,7 @@ def test_sensitivity_is_the_sqnr_with_one_node_quantized(make) -> None:
 
 def test_several_batches_count_together() -> None:
     model = prepared(conv_net())
-    placement, feeds = place(model), feeds_for(model)
+    placement, feeds = place(model), feeds_for(model, rows=6)
     amax = dict.fromkeys(placement.activations, 4.0)
     halves = [{"x": feeds["x"][:3]}, {"x": feeds["x"][3:]}]
     ticks: list[tuple[int, int]] = []

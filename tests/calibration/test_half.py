@@ -13,27 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.errors import GraphError
 from calibration.half import HALF_MAX, to_half
 from calibration.model_file import profile_from_model, set_facts
-from calibration.placement import place
-from calibration.qdq import quantize
-from calibration.runtime import Runner, run_exposing
+from calibration.runtime import Runner
 from edge.engine_builder import EngineRequest, engine_from_onnx
 from edge.manifest import Provenance
 from edge.self_test import relative_error
 from edge.spec import Profile, ShapeRange
 from edge.tensorrt_library import load_tensorrt
-from tests.calibration.nets import IMAGE, conv_net, shared_input_net
+from tests.calibration.nets import conv_net, feeds_for, quantized, shared_input_net
 from tests.models import save
-
-
-def feeds_for(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    shape = (2, *IMAGE) if model.graph.output[0].name == "logits" else (2, 4, 32)
-    return {"x": np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)}
-
-
-def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    placement = place(model)
-    values = run_exposing(model, feeds_for(model), placement.activations)
-    return quantize(model, placement, {n: float(np.abs(v).max()) for n, v in values.items()})
 
 
 def net(nodes: list[onnx.NodeProto], *weights: onnx.TensorProto) -> onnx.ModelProto:

@@ -14,23 +14,7 @@ from calibration.lint import lint
 from calibration.ort_form import ort_activations, quantize_for_ort
 from calibration.placement import has_few_channels, place
 from calibration.qdq import quantize, with_stored_int8
-from calibration.runtime import run_exposing
-from tests.calibration.nets import IMAGE, conv_net, shared_input_net
-
-
-def feeds_for(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    shape = (2, *IMAGE) if model.graph.output[0].name == "logits" else (2, 4, 32)
-    return {"x": np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)}
-
-
-def amax(model: onnx.ModelProto, names: tuple[str, ...]) -> dict[str, float]:
-    values = run_exposing(model, feeds_for(model), names)
-    return {n: float(np.abs(v).max()) for n, v in values.items()}
-
-
-def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    placement = place(model)
-    return quantize(model, placement, amax(model, placement.activations))
+from tests.calibration.nets import amax_of, conv_net, quantized, shared_input_net
 
 
 def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
@@ -71,7 +55,7 @@ def test_the_typed_forms_have_no_error_for_who_reads_them(make: Callable) -> Non
 def test_the_form_for_onnx_runtime_is_not_for_tensorrt() -> None:
     model = conv_net()
     placement = place(model)
-    ranges = amax(model, ort_activations(model, placement))
+    ranges = amax_of(model, ort_activations(model, placement))
     found = codes(quantize_for_ort(model, placement, ranges))
     assert found["zero-point-type"][0] == "error"
 
@@ -164,7 +148,7 @@ def test_both_operands_of_a_sum_are_found() -> None:
 def test_several_pairs_on_one_tensor_are_found() -> None:
     model = shared_input_net()
     placement = place(model)
-    written = quantize(model, placement, amax(model, placement.activations), share_pairs=False)
+    written = quantize(model, placement, amax_of(model, placement.activations), share_pairs=False)
     assert codes(written)["several-pairs"][0] == "warning"
 
 

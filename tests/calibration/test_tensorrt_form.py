@@ -10,10 +10,8 @@ import onnx
 import pytest
 
 from calibration.model_file import profile_from_model
-from calibration.placement import place
-from calibration.qdq import quantize, with_stored_int8
-from calibration.runtime import run_exposing
-from tests.calibration.nets import IMAGE, conv_net, shared_input_net
+from calibration.qdq import with_stored_int8
+from tests.calibration.nets import conv_net, quantized, shared_input_net
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="TensorRT-RTX is built for x86-64 only"
@@ -49,14 +47,6 @@ def problems(trt: Any, logger: Any, model: onnx.ModelProto, architecture: str) -
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     return [] if engine is not None and engine.nbytes > 0 else ["no engine was built"]
-
-
-def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    shape = (2, *IMAGE) if model.graph.output[0].name == "logits" else (2, 4, 32)
-    feeds = {"x": np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)}
-    placement = place(model)
-    values = run_exposing(model, feeds, placement.activations)
-    return quantize(model, placement, {n: float(np.abs(v).max()) for n, v in values.items()})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -20,7 +20,7 @@ from edge.manifest import EngineFacts, Variant
 from edge.session import Session
 from edge.target import Target
 from tests.agents import make_config, open_agent, running_agent
-from tests.bundles import affine_parts, make_key, write_bundle
+from tests.bundles import affine_parts
 from tests.fakes import DEADLINE_S, FakeNotifier, FakeSession
 
 BODY = {
@@ -48,14 +48,10 @@ CARD = Target(
 @pytest.fixture
 def config(tmp_path: Path) -> AgentConfig:
     """The configuration of an agent with a signed bundle of an engine, a recipe and a graph."""
-    base = make_config(tmp_path)
-    key = make_key()
-    (base.trusted_keys / "gpu.pub").write_bytes(key.public_pem)
     manifest, files = affine_parts()
     files["affine/engine"] = b"an engine"
     model = replace(manifest.models[0], variants=(ENGINE, RECIPE, GRAPH), preferences=())
-    root = write_bundle(tmp_path / "gpu", replace(manifest, models=(model,)), files, key)
-    return replace(base, bundle=root)
+    return make_config(tmp_path, (replace(manifest, models=(model,)), files))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 
 from edge.errors import StorageError
 from edge.files import CHUNK_BYTES, atomic_directory, atomic_file, atomic_write
+from tests.fakes import open_descriptors
 
 # What atomic_write calls before the new name is there, in this order.
 STEPS: tuple[tuple[Any, str], ...] = (
@@ -64,10 +65,6 @@ def narrow_umask() -> Iterator[None]:
     before = os.umask(0o077)
     yield
     os.umask(before)
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_write_is_whole_and_leaves_nothing_else(tmp_path: Path) -> None:

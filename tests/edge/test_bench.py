@@ -26,7 +26,7 @@ from edge.opened import model_in, reader, verified_bundle
 from edge.spec import TensorSpec, check_feeds
 from edge.table import MAX_COLUMNS
 from tests.agents import make_config, running_agent, unused_port
-from tests.bundles import affine_parts, joined_parts, make_key, write_bundle
+from tests.bundles import affine_parts, joined_parts, make_key
 from tests.edge.test_cli import clean_environ, run
 from tests.fakes import DEADLINE_S
 from tests.models import AFFINE_INPUTS, AFFINE_PROFILE
@@ -102,12 +102,8 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(agent):
 
 
 def test_several_models_need_a_choice(tmp_path):
-    key = make_key()
-    manifest, files = joined_parts(affine_parts(), affine_parts(name="other"))
-    config = make_config(tmp_path)
-    (tmp_path / "keys" / "second.pub").write_bytes(key.public_pem)
-    root = write_bundle(tmp_path / "two", manifest, files, key)
-    with running_agent(replace(config, bundle=root)) as agent:
+    parts = joined_parts(affine_parts(), affine_parts(name="other"))
+    with running_agent(make_config(tmp_path, parts)) as agent:
         address = address_from_url(agent.url)
         with pytest.raises(UsageError, match="affine, other; choose one with --model"):
             model_named(address, None)

@@ -14,24 +14,20 @@ from edge.compare import compare
 from edge.errors import InferenceError
 from edge.table import MAX_COLUMNS
 from tests.agents import make_config
-from tests.bundles import affine_parts, make_key, write_bundle
+from tests.bundles import affine_parts
 from tests.edge.test_cli import run
 from tests.models import affine_model
 
 
 def compared_config(tmp_path: Path, **graphs: bytes):
     """A bundle with an int8 variant of its own graph, and measured accuracy."""
-    config = make_config(tmp_path)
-    key = make_key()
-    (tmp_path / "keys" / "second.pub").write_bytes(key.public_pem)
     manifest, files = affine_parts(graphs)
     accuracy = m.Accuracy(
         samples=9, labelled=True, fp32_top1_percent=99.5, int8_top1_percent=98.25,
         cosine_mean=0.9876, cosine_min=0.9, sqnr_db=30.0, int8_mac_percent=100.0,
     )  # fmt: skip
     manifest = replace(manifest, models=(replace(manifest.models[0], accuracy=accuracy),))
-    root = write_bundle(tmp_path / "compared", manifest, files, key)
-    return replace(config, bundle=root)
+    return make_config(tmp_path, (manifest, files))
 
 
 def flags(config) -> list[object]:

@@ -205,12 +205,10 @@ class EncoderSession:
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
-        self.is_blocking = threading.Event()
         self.vector: np.ndarray | None = None
 
     def run(self, feeds: Any) -> dict[str, np.ndarray]:
-        if self.is_blocking.is_set():
-            self.gate()
+        self.gate()
         rows = [
             vector_of(ids[mask > 0])
             for ids, mask in zip(feeds["input_ids"], feeds["attention_mask"], strict=True)
@@ -229,7 +227,6 @@ class EncoderSession:
 def busy(session: EncoderSession, client: Any, places: Places, *, requests: int) -> Iterator[None]:
     """Hold requests inside the agent: one runs, the others wait."""
     session.gate = Gate()
-    session.is_blocking.set()
     ask = {"target": client.embeddings.create, "kwargs": {"model": "encoder", "input": "cat"}}
     threads = [threading.Thread(**ask) for _ in range(requests)]
     threads[0].start()
@@ -244,7 +241,7 @@ def busy(session: EncoderSession, client: Any, places: Places, *, requests: int)
 
 
 def test_a_full_queue_and_a_passed_time_limit_keep_the_form(tmp_path: Path) -> None:
-    session = EncoderSession(Gate())
+    session = EncoderSession(Gate(holds=False))
     config = make_config(tmp_path, encoder_parts(), queue_size=1)
     with (
         running_agent(config, open_session=lambda *_: session) as agent,
@@ -268,7 +265,7 @@ def test_a_full_queue_and_a_passed_time_limit_keep_the_form(tmp_path: Path) -> N
 
 
 def test_a_vector_that_is_no_number_is_a_server_error(tmp_path: Path) -> None:
-    session = EncoderSession(Gate())
+    session = EncoderSession(Gate(holds=False))
     config = make_config(tmp_path, encoder_parts())
     with (
         running_agent(config, open_session=lambda *_: session) as agent,

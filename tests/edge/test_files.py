@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edge.errors import StorageError
 from edge.files import CHUNK_BYTES, open_regular, read_capped, safe_join, sha256_of, storage_errors
+from tests.fakes import open_descriptors
 
 ROOT = Path("/srv/bundle")
 HANG_S = 10.0
@@ -29,10 +30,6 @@ def never_hangs() -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("size", [0, 1, 99, 100])

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,8 +16,7 @@ import pytest
 
 from edge.agent import Agent
 from tests.agents import make_config, running_agent
-from tests.edge.test_recorder import wait_until
-from tests.fakes import DEADLINE_S, FakeSession, Gate
+from tests.fakes import DEADLINE_S, FakeSession, Gate, wait_until
 
 INFER = "/v2/models/affine/infer"
 BODY = json.dumps(
@@ -30,10 +28,10 @@ ONE_MB = BODY + b" " * (1 << 20)
 class Held:
     """An agent whose model is held by a gate once `hold` was called."""
 
-    def __init__(self, agent: Agent, gate: Gate, is_blocking: threading.Event) -> None:
+    def __init__(self, agent: Agent, gate: Gate) -> None:
         self.agent = agent
         self.gate = gate
-        self.hold = is_blocking.set
+        self.hold = gate.hold
         self.port = int(agent.url.rsplit(":", 1)[1])
 
     def http(self, source: str = "127.0.0.1") -> http.client.HTTPConnection:
@@ -51,12 +49,12 @@ class Held:
 
 @contextlib.contextmanager
 def held_agent(tmp_path: Path, **changes: Any) -> Iterator[Held]:
-    gate, is_blocking = Gate(), threading.Event()
-    session = FakeSession(before_run=lambda: gate() if is_blocking.is_set() else None)
+    gate = Gate(holds=False)
+    session = FakeSession(before_run=gate)
     config = make_config(tmp_path, **changes)
     with running_agent(config, open_session=lambda *_: session) as agent:
         try:
-            yield Held(agent, gate, is_blocking)
+            yield Held(agent, gate)
         finally:
             gate.open()
 

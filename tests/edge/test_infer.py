@@ -17,7 +17,7 @@ import tritonclient.http as triton
 from edge.config import AgentConfig
 from edge.manifest import Batching
 from tests.agents import make_config, running_agent
-from tests.bundles import affine_parts, make_key, write_bundle
+from tests.bundles import affine_parts
 from tests.fakes import DEADLINE_S, FakeSession, Gate, wait_until
 from tests.models import affine
 
@@ -39,24 +39,18 @@ def config(tmp_path: Path) -> AgentConfig:
     """An agent whose bundle says that requests may run together."""
     manifest, files = affine_parts()
     model = replace(manifest.models[0], batching=Batching())
-    key = make_key()
-    (tmp_path / "batched-keys").mkdir()
-    (tmp_path / "batched-keys" / "test.pub").write_bytes(key.public_pem)
-    root = write_bundle(tmp_path / "batched", replace(manifest, models=(model,)), files, key)
-    return make_config(
-        tmp_path, bundle=root, trusted_keys=tmp_path / "batched-keys", queue_size=512
-    )
+    return make_config(tmp_path, (replace(manifest, models=(model,)), files), queue_size=512)
 
 
 def test_four_hundred_clients_wait_without_a_thread_and_get_their_own_answers(
     config: AgentConfig,
 ) -> None:
-    gate, is_blocking = Gate(), threading.Event()
-    session = FakeSession(before_run=lambda: gate() if is_blocking.is_set() else None)
+    gate = Gate(holds=False)
+    session = FakeSession(before_run=gate)
     with running_agent(config, open_session=lambda *_: session) as agent:
         worker = agent.serving.served["affine"].worker
         threads = threading.active_count()
-        is_blocking.set()
+        gate.hold()
         host, port = agent.url.removeprefix("http://").split(":")
         head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
         clients = []
@@ -81,15 +75,15 @@ def test_four_hundred_clients_wait_without_a_thread_and_get_their_own_answers(
 
 
 def test_a_client_that_goes_away_takes_its_request_with_it(config: AgentConfig) -> None:
-    gate, is_blocking = Gate(), threading.Event()
-    session = FakeSession(before_run=lambda: gate() if is_blocking.is_set() else None)
+    gate = Gate(holds=False)
+    session = FakeSession(before_run=gate)
     config = replace(config, batching=False)
     with (
         running_agent(config, open_session=lambda *_: session) as agent,
         ThreadPoolExecutor(2) as pool,
     ):
         served = agent.serving.served["affine"]
-        is_blocking.set()
+        gate.hold()
         first = pool.submit(httpx.post, agent.url + INFER, content=body_of(1), timeout=DEADLINE_S)
         gate.wait_entered()
         host, port = agent.url.removeprefix("http://").split(":")
@@ -109,14 +103,14 @@ def test_a_client_that_goes_away_takes_its_request_with_it(config: AgentConfig) 
 
 
 def test_a_waiting_request_is_answered_at_its_deadline(config: AgentConfig) -> None:
-    gate, is_blocking = Gate(), threading.Event()
-    session = FakeSession(before_run=lambda: gate() if is_blocking.is_set() else None)
+    gate = Gate(holds=False)
+    session = FakeSession(before_run=gate)
     config = replace(config, batching=False)
     with (
         running_agent(config, open_session=lambda *_: session) as agent,
         ThreadPoolExecutor(1) as pool,
     ):
-        is_blocking.set()
+        gate.hold()
         first = pool.submit(httpx.post, agent.url + INFER, content=body_of(1), timeout=DEADLINE_S)
         gate.wait_entered()
         late = httpx.post(

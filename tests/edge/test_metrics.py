@@ -89,15 +89,7 @@ def test_what_cannot_be_told_is_absent_not_zero() -> None:
 
 
 def test_a_gpu_backend_is_reported_as_active() -> None:
-    gpu = ModelState(
-        model="m",
-        version="1",
-        variant="engine",
-        backend="trt",
-        on_gpu=True,
-        queue_depth=0,
-        statistics=ModelStatistics(),
-    )
+    gpu = replace(MODEL, variant="engine", backend="trt", on_gpu=True)
     assert value(make_metrics(None, gpu), "edge_gpu_backend_active") == 1
 
 

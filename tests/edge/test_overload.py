@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -28,13 +27,13 @@ def ask(url: str, number: int) -> httpx.Response:
 def test_too_many_requests_are_refused_at_once_and_the_agent_stays_observable(
     tmp_path: Path,
 ) -> None:
-    gate, is_blocking = Gate(), threading.Event()
-    session = FakeSession(before_run=lambda: gate() if is_blocking.is_set() else None)
+    gate = Gate(holds=False)
+    session = FakeSession(before_run=gate)
     with (
         running_agent(make_config(tmp_path), open_session=lambda *_: session) as agent,
         ThreadPoolExecutor(TAKEN + REFUSED) as clients,
     ):
-        is_blocking.set()
+        gate.hold()
         asked: dict[Future[httpx.Response], int] = {
             clients.submit(ask, agent.url, number): number for number in range(TAKEN + REFUSED)
         }

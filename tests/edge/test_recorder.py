@@ -6,7 +6,6 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -18,7 +17,7 @@ from edge.capture_file import Capture, frame_bytes, read_capture
 from edge.recorder import Recorder
 from edge.redaction import redacted
 from tests.agents import make_config, running_agent
-from tests.fakes import DEADLINE_S, FakeSession, Gate
+from tests.fakes import DEADLINE_S, FakeSession, Gate, wait_until
 
 INFER = "/v2/models/affine/infer"
 
@@ -55,15 +54,6 @@ def recorder_of(agent: Agent) -> Recorder:
     found = agent._server._handler
     assert isinstance(found, Recorder)
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(DEADLINE_S * 1000)):
-        if condition():
-            return
-        pause.wait(0.001)
-    raise AssertionError("it never came to this")
 
 
 def test_an_agent_records_nothing_unless_it_is_allowed(tmp_path: Path) -> None:
@@ -225,15 +215,15 @@ def test_redaction_that_takes_long_makes_no_request_wait(
 def test_a_client_that_vanishes_is_not_recorded_and_its_request_is_cancelled(
     tmp_path: Path,
 ) -> None:
-    gate, is_blocking = Gate(), threading.Event()
-    session = FakeSession(before_run=lambda: gate() if is_blocking.is_set() else None)
+    gate = Gate(holds=False)
+    session = FakeSession(before_run=gate)
     config = make_config(tmp_path, allow_capture=True)
     with (
         running_agent(config, open_session=lambda *_: session) as agent,
         connect(agent) as client,
     ):
         begun = begin(client)
-        is_blocking.set()
+        gate.hold()
         served = agent.serving.served["affine"]
         body = json.dumps({"inputs": [tensor(1)]}).encode()
         with socket.create_connection(("127.0.0.1", client.base_url.port or 0)) as vanishing:

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from edge.errors import CaptureError, EdgeError, NoAgentError, StorageError, Usa
 from edge.oip import JSON_LENGTH_HEADER
 from edge.replay import replay
 from tests.agents import make_config, running_agent
-from tests.bundles import affine_parts, make_key, write_bundle
+from tests.bundles import affine_parts
 from tests.edge.test_capture_file import exchange
-from tests.edge.test_recorder import recorder_of, wait_until
-from tests.fakes import DEADLINE_S
+from tests.edge.test_recorder import recorder_of
+from tests.fakes import DEADLINE_S, wait_until
 from tests.models import affine, affine_model
 
 INFER = "/v2/models/affine/infer"
@@ -38,14 +37,8 @@ REQUESTS = 6
 def changed_config(tmp_path: Path, *, scale: float) -> AgentConfig:
     """An agent with the same model of another scale, near enough for its self-test."""
     graph = affine_model(scale=scale).SerializeToString()
-    manifest, files = affine_parts({"int8": graph, "fp32": graph})
-    key = make_key()
-    (tmp_path / "changed-keys").mkdir()
-    (tmp_path / "changed-keys" / "test.pub").write_bytes(key.public_pem)
-    root = write_bundle(tmp_path / "changed", manifest, files, key)
     (tmp_path / "other").mkdir()
-    config = make_config(tmp_path / "other")
-    return replace(config, bundle=root, trusted_keys=tmp_path / "changed-keys")
+    return make_config(tmp_path / "other", affine_parts({"int8": graph, "fp32": graph}))
 
 
 def send_traffic(url: str) -> None:

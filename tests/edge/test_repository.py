@@ -147,18 +147,18 @@ def test_under_load_a_reload_fails_no_request_and_ends_with_the_new_model_alone(
 def test_an_unload_answers_the_requests_inside_and_leaves_the_others(
     site: Site, ask: Callable[[Agent], triton.InferenceServerClient]
 ) -> None:
-    gate, is_slow = Gate(), threading.Event()
-    session = FakeSession(before_run=lambda: gate() if is_slow.is_set() else None)
+    gate = Gate(holds=False)
+    session = FakeSession(before_run=gate)
     site.put(joined_parts(affine_parts(), affine_parts(name="other")))
     with (
         running_agent(site.config(), open_session=lambda *_: session) as agent,
         ThreadPoolExecutor(2) as pool,
     ):
         client = ask(agent)
-        is_slow.set()
+        gate.hold()
         inside = pool.submit(answer, ask(agent))
         gate.wait_entered()
-        is_slow.clear()
+        gate.pass_others()
         unloading = pool.submit(ask(agent).unload_model, "affine")
         while states(client)["affine"] == "READY":
             pass
@@ -324,11 +324,10 @@ def test_what_a_signed_bundle_cannot_give_is_refused(
 
 
 def test_changes_that_wait_are_bounded_so_that_health_still_answers(site: Site) -> None:
-    gate, is_slow = Gate(), threading.Event()
+    gate = Gate(holds=False)
 
     def open_session(*_: object) -> FakeSession:
-        if is_slow.is_set():
-            gate()
+        gate()
         return FakeSession()
 
     site.put(affine_parts())
@@ -337,7 +336,7 @@ def test_changes_that_wait_are_bounded_so_that_health_still_answers(site: Site) 
         ThreadPoolExecutor(8) as pool,
     ):
         load = f"{agent.url}/v2/repository/models/affine/load"
-        is_slow.set()
+        gate.hold()
         loads = [pool.submit(httpx.post, load, timeout=DEADLINE_S) for _ in range(8)]
         gate.wait_entered()
         assert httpx.get(f"{agent.url}/v2/health/ready").status_code == 200
@@ -348,17 +347,16 @@ def test_changes_that_wait_are_bounded_so_that_health_still_answers(site: Site) 
 
 
 def test_a_stop_answers_the_loads_that_run_and_wait(site: Site) -> None:
-    gate, is_slow = Gate(), threading.Event()
+    gate = Gate(holds=False)
 
     def open_session(*_: object) -> FakeSession:
-        if is_slow.is_set():
-            gate()
+        gate()
         return FakeSession()
 
     site.put(affine_parts())
     with ThreadPoolExecutor(3) as pool:
         with running_agent(site.config(), open_session=open_session) as agent:
-            is_slow.set()
+            gate.hold()
             load = f"{agent.url}/v2/repository/models/affine/load"
             loads = [pool.submit(httpx.post, load, timeout=DEADLINE_S) for _ in range(3)]
             gate.wait_entered()

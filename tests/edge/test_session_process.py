@@ -19,7 +19,7 @@ from edge.session_process import FIRST_PAUSE_S, SessionProcess
 from edge.shared_buffer import SharedBuffer
 from edge.spec import TensorSpec
 from tests.agents import make_config, running_agent
-from tests.fakes import DEADLINE_S, FakeClock
+from tests.fakes import DEADLINE_S, FakeClock, open_descriptors
 from tests.models import AFFINE_INPUTS, AFFINE_OUTPUTS, AFFINE_PROFILE, affine, affine_model
 from tests.session_contract import SessionContract
 
@@ -54,10 +54,6 @@ def session(request_of_affine: OpenSession, clock: FakeClock) -> Iterator[Sessio
     session = SessionProcess.open(request_of_affine, open_timeout_s=DEADLINE_S, clock=clock)
     yield session
     session.close()
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def run_when_back(session: SessionProcess) -> dict[str, np.ndarray]:
@@ -130,7 +126,7 @@ def test_large_tensors_grow_the_shared_memory_and_stay_right(tmp_path: Path) -> 
 def test_what_opening_raised_there_is_raised_here(
     request_of_affine: OpenSession, tmp_path: Path
 ) -> None:
-    before = descriptors()
+    before = open_descriptors()
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
     values = {name: getattr(request_of_affine, name) for name in ("inputs", "outputs", "profile")}
@@ -144,16 +140,16 @@ def test_what_opening_raised_there_is_raised_here(
             OpenSession(backend="ort", device=0, graph=request_of_affine.graph, **values),
             open_timeout_s=DEADLINE_S,
         )
-    assert descriptors() == before
+    assert open_descriptors() == before
 
 
 def test_closing_leaves_no_process_and_no_descriptor(request_of_affine: OpenSession) -> None:
-    before = descriptors()
+    before = open_descriptors()
     session = SessionProcess.open(request_of_affine, open_timeout_s=DEADLINE_S)
     pid = session.pid
     session.run({"x": X})
     session.close()
-    assert descriptors() == before
+    assert open_descriptors() == before
     assert not Path(f"/proc/{pid}").exists()
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from calibration.model_file import save_model
 from edge.bundle import open_bundle
 from edge.trust import trusted_keys_in
-from host_tools.cli import cli
 from host_tools.describe import read_manifest
 from tests.calibration.nets import IMAGE, conv_net, write_samples
+from tests.host_tools.commands import invoke
 
 HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "transformers", "flask", "rich", "cryptography"}
 VERBS = [
@@ -35,10 +34,6 @@ def run_script(*words: str, folder: Path | None = None) -> subprocess.CompletedP
     """Run edge-kit as a user does, in a process of its own."""
     command = [sys.executable, "-c", "from host_tools.cli import main; main()", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder)
-
-
-def invoke(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)])

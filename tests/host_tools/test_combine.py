@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from calibration.model_file import load_model, save_model
 from calibration.runtime import Runner
@@ -24,12 +23,12 @@ from edge.http_client import AgentClient
 from edge.manifest import Manifest, bytes_from_manifest
 from edge.oip_client import infer
 from edge.trust import sign, trusted_keys_in
-from host_tools.cli import cli
 from host_tools.combine import CombineRequest, combine
 from host_tools.keys import generate_keys, sign_bundle
 from host_tools.pack import PackRequest, pack
 from tests.bundles import affine_parts, make_key, write_bundle
 from tests.calibration.nets import conv_net, write_samples
+from tests.host_tools.commands import invoke
 from tests.host_tools.killing import killed_at_every_step
 
 
@@ -284,23 +283,21 @@ def test_kill_9_at_any_step_of_combine_leaves_no_half_bundle(packed: Path, tmp_p
 def test_the_command_says_what_it_wrote_and_inspect_shows_every_model_in_80_columns(
     packed: Path, tmp_path: Path
 ) -> None:
-    def invoke(*words: object) -> str:
-        return CliRunner().invoke(cli, [str(w) for w in words], catch_exceptions=False).stdout
-
     made = invoke(
         "combine", packed / "first", packed / "second", "--out", tmp_path / "both",
         "--name", "both", "--trusted-keys", packed / "keys", "--key", packed / "keys/release.key",
-    )  # fmt: skip
+    ).stdout  # fmt: skip
     manifest = manifest_of(tmp_path / "both", packed / "keys")
     stored = sum(path.stat().st_size for path in (tmp_path / "both/blobs/sha256").iterdir())
     assert made == (
         f"wrote {tmp_path / 'both'}: first 1, second 2.0; {len(manifest.artifacts)} files, "
         f"{stored:,} bytes, signed\n"
     )
-    text = invoke("inspect", tmp_path / "both")
+    text = invoke("inspect", tmp_path / "both").stdout
     assert "2 models: first 1, second 2.0" in text
     for model in manifest.models:
         assert f"model {model.name}, version {model.version}" in text
         assert f"{model.variants[0].memory_bytes / 1e6:.1f} MB" in text
     assert all(len(line) <= 80 for line in text.splitlines())
-    assert invoke("inspect", tmp_path / "both", "--json").encode() == bytes_from_manifest(manifest)
+    document = invoke("inspect", tmp_path / "both", "--json").stdout
+    assert document.encode() == bytes_from_manifest(manifest)

@@ -7,7 +7,6 @@ import httpx
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from calibration.model_file import save_model, set_facts
@@ -15,10 +14,10 @@ from edge.detections import Detection
 from edge.errors import UsageError
 from edge.images import ImagePreprocessing
 from edge.manifest import Provenance
-from host_tools.cli import cli
 from host_tools.detection_steps import detection_from_flag, words_from_detection
 from tests.agents import make_config, running_agent
 from tests.detectors import PROFILE, SIDE, STEPS, detector_model, photo
+from tests.host_tools.commands import invoke
 from tests.models import model_from_nodes
 
 LABELS = ("cat", "dog", "bird")
@@ -127,9 +126,9 @@ def test_a_packed_detector_answers_with_boxes(tmp_path: Path) -> None:
     words = ["pack", "m.onnx", "--golden", "golden.npz", "--detection", "boxes.json",
              "--class-names", "names.txt", "--out", "packed"]  # fmt: skip
     words = [w if w[0] == "-" or w == "pack" else str(tmp_path / w) for w in words]
-    result = CliRunner().invoke(cli, [*words, "--name", "finder"], catch_exceptions=False)
+    result = invoke(*words, "--name", "finder")
     assert result.exit_code == 0, result.output
-    shown = CliRunner().invoke(cli, ["inspect", str(tmp_path / "packed")]).output
+    shown = invoke("inspect", tmp_path / "packed").output
     assert "boxes of 3 classes, scores above 0.25" in " ".join(shown.split())
     assert "takes images, answers with boxes" in " ".join(shown.split())
     config = make_config(tmp_path, bundle=tmp_path / "packed", allow_unsigned=True)

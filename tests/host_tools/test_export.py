@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import onnxslim
 import pytest
 import torch
@@ -26,6 +25,7 @@ from edge.spec import ShapeRange
 from host_tools.errors import ExportError, ParityError
 from host_tools.export import ExportReport, ExportRequest, export_model
 from tests.host_tools import factories
+from tests.host_tools.commands import run_file
 
 CNN_SHAPES = ("pixels=1x3x8x8:4x3x8x8:9x3x8x8",)
 # fp32, a few hundred additions per value: rounding stays far below this.
@@ -46,13 +46,6 @@ def export(tmp_path: Path) -> Export:
     said: list[str] = []
     run.said = said  # type: ignore[attr-defined]
     return run
-
-
-def run_file(path: Path, **feeds: np.ndarray) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, feeds)
 
 
 def operators(path: Path) -> set[str]:

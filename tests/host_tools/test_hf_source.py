@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import transformers
@@ -14,6 +13,7 @@ from edge.errors import UsageError
 from host_tools.errors import ExportError
 from host_tools.export import ExportReport, ExportRequest, export_model
 from host_tools.hf_source import source_from_folder
+from tests.host_tools.commands import run_file
 
 TEXT_SHAPES = ("input_ids=1x4:2x8:5x16",)
 # fp32; the models are two layers deep and their outputs of order one.
@@ -52,12 +52,8 @@ def exported(folder: Path, **options: Any) -> ExportReport:
     return export_model(request, say=lambda line: None)
 
 
-def run_file(report: ExportReport, **feeds: np.ndarray) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(str(report.path), options, providers=providers)
-    return session.run(None, feeds)[0]
+def first_output(report: ExportReport, **feeds: np.ndarray) -> np.ndarray:
+    return run_file(report.path, **feeds)[0]
 
 
 def sentences() -> dict[str, np.ndarray]:
@@ -99,7 +95,7 @@ def test_an_encoder_gives_its_hidden_states(
     ]
     assert len(report.checks) == 9
     feeds = sentences()
-    np.testing.assert_allclose(run_file(report, **feeds), hidden_states(bert, feeds), **CLOSE)
+    np.testing.assert_allclose(first_output(report, **feeds), hidden_states(bert, feeds), **CLOSE)
 
 
 def test_text_classification_takes_segments_and_gives_logits(tmp_path: Path) -> None:
@@ -111,7 +107,7 @@ def test_text_classification_takes_segments_and_gives_logits(tmp_path: Path) -> 
     feeds = {**sentences(), "token_type_ids": np.array([[0, 0, 1, 1, 1]] * 3)}
     with torch.no_grad():
         expected = model(**{n: torch.from_numpy(a) for n, a in feeds.items()}).logits.numpy()
-    np.testing.assert_allclose(run_file(report, **feeds), expected, **CLOSE)
+    np.testing.assert_allclose(first_output(report, **feeds), expected, **CLOSE)
 
 
 def test_a_model_without_segments_takes_none(tmp_path: Path) -> None:
@@ -153,7 +149,7 @@ def test_image_classification_gives_logits(tmp_path: Path, make: Any, pixels: in
     images = torch.randn(3, 3, pixels, pixels)
     with torch.no_grad():
         expected = model(pixel_values=images).logits.numpy()
-    np.testing.assert_allclose(run_file(report, pixel_values=images.numpy()), expected, **CLOSE)
+    np.testing.assert_allclose(first_output(report, pixel_values=images.numpy()), expected, **CLOSE)
 
 
 def test_the_image_size_comes_from_the_config_or_the_preprocessor(tmp_path: Path) -> None:
@@ -209,7 +205,9 @@ def test_a_sentence_folder_pools_as_declared(
     feeds = sentences()
     hidden = hidden_states(model, feeds)
     parts = [pooled_by_hand(hidden, feeds["attention_mask"], mode) for mode in modes]
-    np.testing.assert_allclose(run_file(report, **feeds), np.concatenate(parts, axis=1), **CLOSE)
+    np.testing.assert_allclose(
+        first_output(report, **feeds), np.concatenate(parts, axis=1), **CLOSE
+    )
 
 
 def test_a_sentence_folder_normalizes_when_declared(tmp_path: Path) -> None:
@@ -221,7 +219,7 @@ def test_a_sentence_folder_normalizes_when_declared(tmp_path: Path) -> None:
     feeds = sentences()
     mean = pooled_by_hand(hidden_states(model, feeds), feeds["attention_mask"], "mean")
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    np.testing.assert_allclose(run_file(report, **feeds), expected, **CLOSE)
+    np.testing.assert_allclose(first_output(report, **feeds), expected, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +285,7 @@ def test_a_text_generator_is_left_to_the_chat_path(tmp_path: Path) -> None:
     expected = hidden_states(model.transformer, feeds)
     # Padded positions attend to nothing meaningful; only real tokens are compared.
     real = feeds["attention_mask"] == 1
-    np.testing.assert_allclose(run_file(report, **feeds)[real], expected[real], **CLOSE)
+    np.testing.assert_allclose(first_output(report, **feeds)[real], expected[real], **CLOSE)
 
 
 def test_a_head_without_weights_is_refused(bert: Any, tmp_path: Path) -> None:
@@ -372,7 +370,7 @@ def test_the_sentence_encoder_minilm_matches_sentence_transformers(tmp_path: Pat
     texts = ["A cat sits on the mat.", "Edge devices run small models at low power.", "Yes"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokens = tokenizer(texts, padding="max_length", max_length=16, return_tensors="np")
-    embeddings = run_file(
+    embeddings = first_output(
         report, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
     )
     reference = sentence_transformers.SentenceTransformer(

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import onnxruntime
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from PIL import Image
 
 from calibration.model_file import load_model, save_model
@@ -19,10 +19,7 @@ from host_tools.cli import cli
 from tests.agents import make_config, running_agent
 from tests.calibration.nets import conv_net
 from tests.calibration.test_image_samples import write_images
-
-
-def invoke(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
+from tests.host_tools.commands import invoke
 
 
 @pytest.fixture(scope="module")

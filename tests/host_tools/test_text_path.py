@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from click.testing import CliRunner, Result
 
 from calibration.errors import GraphError
 from calibration.model_file import load_model, save_model, set_metadata
@@ -23,21 +22,17 @@ from calibration.processing import (
     processing_from_model,
 )
 from edge.errors import UsageError
-from host_tools.cli import cli
 from tests.agents import make_config, running_agent
 from tests.encoders import VOCABULARY, tokenizer_json
+from tests.host_tools.commands import invoke
 
 TEXTS = ["the cat sat on the mat", "dog", "cats running far " * 10]
 SHAPE = ("--shape", "input_ids=1x4:2x8:4x16")
 
 
-def invoke(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
-
-
 def refused(*words: str | Path) -> str:
     with pytest.raises((UsageError, GraphError)) as caught:
-        CliRunner().invoke(cli, [str(w) for w in words], catch_exceptions=False)
+        invoke(*words)
     return str(caught.value)
 
 
