@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "edge" / "__init__.py").read_text())[1]
 
+ROOMS = ("edge", "host_tools", "calibration")
 X86 = "platform_machine == 'x86_64'"
 
 # What a device needs to verify, choose and serve a bundle; one backend extra comes on top.
@@ -75,7 +76,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=["edge", "host_tools", "calibration"],
+    packages=find_packages(include=[f"{room}{part}" for room in ROOMS for part in ("", ".*")]),
     package_data={
         "edge": ["py.typed", "edge-agent.service"],
         "host_tools": ["py.typed"],
@@ -88,7 +89,7 @@ setup(
             "edge-kit = host_tools.cli:main",
             "edge-agent = edge.cli:main",
         ],
-        # What `edge` may run the original model with; see edge/framework.py.
+        # What `edge` may run the original model with; see edge/bench/framework.py.
         "edge_kit.framework": ["torch = host_tools.framework:open_torch"],
     },
     classifiers=[

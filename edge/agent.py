@@ -20,6 +20,7 @@ from types import FrameType
 from edge.admission import Admission
 from edge.api import create_app
 from edge.bundle import Bundle, open_bundle
+from edge.capture.recorder import Recorder
 from edge.config import AgentConfig
 from edge.errors import ConfigError
 from edge.http_server import TURN_S, AppHandler, HttpServer, Loop
@@ -28,7 +29,6 @@ from edge.loading import Loader
 from edge.notify import Notifier
 from edge.preparing import Prepare
 from edge.probes import ProbeChain, PsutilProbe
-from edge.recorder import Recorder
 from edge.repository import Repository
 from edge.serving import Serving
 from edge.target import Target

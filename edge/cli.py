@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import click
 
 from edge import __version__
-from edge.bench_command import bench
-from edge.cli_capture import capture, replay
+from edge.bench.bench_command import bench
+from edge.bench.profile_command import profile
+from edge.capture.commands import capture, replay
 from edge.config import AgentConfig, describe_config, load_config, read_config_file
 from edge.config_options import config_options, given_only
 from edge.console import CommandGroup, configure_logging, print_json, run_command_line, say
 from edge.errors import EdgeError, UsageError
-from edge.profile_command import profile
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from edge.feeds import max_batch_size
 from edge.manifest import Backend, Model
 from edge.serving import ServedModel, Serving
 from edge.spec import Datatype, TensorSpec
@@ -49,7 +48,7 @@ def backend_of(serving: Serving, model: Model) -> Backend:
 def model_config(serving: Serving, model: Model) -> dict[str, Any]:
     """Return a model's ModelConfig; dims leave the batch out where max_batch_size is not 0."""
     served = serving.served.get(model.name)
-    rows = max_batch_size(model)
+    rows = model.max_batch_size
     backend = backend_of(serving, model)
     on_gpu = served is not None and served.choice.on_gpu
     config: dict[str, Any] = {

@@ -220,6 +220,14 @@ class Model:
     embedding: str | None = None
     provenance: Provenance
 
+    @property
+    def max_batch_size(self) -> int:
+        """The largest batch, or 0 for a model whose tensors do not all begin with one."""
+        first = {spec.shape[0] if spec.shape else 0 for spec in (*self.inputs, *self.outputs)}
+        is_batched = len(first) == 1 and isinstance(next(iter(first)), str)
+        sizes = [bounds.max[0] for bounds in self.profile.ranges.values() if bounds.max]
+        return min(sizes) if is_batched and sizes else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:

@@ -19,7 +19,7 @@ def profile(source: str, rows: int, runs: int, threads: int | None, as_json: boo
     SOURCE is package.module:factory or a Hugging Face model folder. `edge-agent profile` shows the
     layers of what a device runs.
     """
-    from edge.profile_command import print_times
+    from edge.bench.profile_command import print_times
     from host_tools.torch_profile import profile_source
 
     times = profile_source(source, rows=rows, runs=runs, threads=threads)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.measurements import Layer, LayerTimes
+from edge.bench.measurements import Layer, LayerTimes
 from edge.spec import AnyArray
 from host_tools.errors import FOREIGN_ERRORS, ExportError, root_cause
 from host_tools.framework import torch_source

@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from edge.bench.load_client import Load, run_load_in_child
 from edge.bundle import open_bundle
 from edge.latency import Latency
-from edge.load_client import Load, run_load_in_child
 from edge.trust import trusted_keys_in
 from tests.bench_batching import agent_server, sentence
 from tests.bench_serving import load_with, process_on, running

@@ -27,7 +27,7 @@ import psutil
 from onnx import ModelProto, TensorProto, helper
 
 from edge.agent_process import script
-from edge.load_client import Load, run_load_in_child
+from edge.bench.load_client import Load, run_load_in_child
 from edge.manifest import Batching
 from edge.oip_client import infer_request
 from edge.spec import Profile, ShapeRange

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.framework import GROUP
+from edge.bench.framework import GROUP
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("edge", "calibration", "host_tools")
@@ -42,6 +42,10 @@ LAZY = {
 EDGE_LAYERS = (
     {"edge"},
     {
+        "bench",
+        "bench.table",
+        "bench.usage",
+        "capture",
         "devices",
         "errors",
         "http_limits",
@@ -52,11 +56,9 @@ EDGE_LAYERS = (
         "probes",
         "routes",
         "statistics",
-        "table",
-        "usage",
     },
     {
-        "capture_file",
+        "capture.capture_file",
         "config",
         "console",
         "cuda_graph",
@@ -71,15 +73,15 @@ EDGE_LAYERS = (
     },
     {
         "agent_process",
+        "bench.framework",
+        "bench.load_client",
+        "capture.recording",
+        "capture.replay",
         "classes",
         "config_options",
         "cuda_library",
-        "framework",
         "http_request",
         "images",
-        "load_client",
-        "recording",
-        "replay",
         "sealed",
         "session",
         "staging",
@@ -102,45 +104,55 @@ EDGE_LAYERS = (
     {"http_connection", "manifest", "oip", "openapi_answers", "trt_engine"},
     {
         "batching",
+        "bench.measurements",
         "bundle",
+        "capture.redaction",
         "engine_builder",
         "http_server",
-        "measurements",
         "metrics",
         "oip_client",
-        "redaction",
         "self_test",
         "session_messages",
         "target",
         "trt_session",
     },
     {
-        "answers",
+        "bench.feeds",
+        "bench.layer_advice",
+        "bench.ort_trace",
+        "bench.plot",
+        "bench.report",
+        "bench.trt_layers",
+        "capture.answers",
+        "capture.recorder",
         "doctor",
         "engine_child",
-        "feeds",
         "inbox",
-        "layer_advice",
         "matching",
-        "ort_trace",
-        "plot",
-        "recorder",
-        "report",
         "session_child",
         "session_process",
-        "trt_layers",
     },
-    {"advice", "asked", "bench", "choice", "engine_process", "replay_report", "worker"},
-    {"admission", "cli_capture", "engine_job", "preparing", "replicas"},
-    {"opened", "serving"},
-    {"compare_child", "extensions", "layer_times", "loading", "predict", "telemetry"},
-    {"compare", "embeddings", "profile_command", "repository"},
-    {"bench_command", "infer", "openapi"},
+    {
+        "asked",
+        "bench.advice",
+        "bench.measure",
+        "capture.replay_report",
+        "choice",
+        "engine_process",
+        "worker",
+    },
+    {"admission", "capture.commands", "engine_job", "preparing", "replicas"},
+    {"bench.opened", "serving"},
+    {"bench.compare_child", "bench.layer_times", "extensions", "loading", "predict", "telemetry"},
+    {"bench.compare", "bench.profile_command", "embeddings", "repository"},
+    {"bench.bench_command", "infer", "openapi"},
     {"api"},
     {"agent"},
     {"cli"},
 )
 LAYER_OF = {module: depth for depth, layer in enumerate(EDGE_LAYERS) for module in layer}
+# Who may enter a package of edge: all other modules do without it.
+ENTERED_BY = {"bench": {"cli"}, "capture": {"agent", "cli"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +168,17 @@ def sources(room):
     return sorted((REPOSITORY / room).rglob("*.py"))
 
 
+def edge_module(path):
+    """The name of a module behind "edge.", or "edge" itself."""
+    name = ".".join(path.relative_to(REPOSITORY / "edge").with_suffix("").parts)
+    return name.removesuffix("__init__").rstrip(".") or "edge"
+
+
 ALL_SOURCES = [path for room in ROOMS for path in sources(room)]
 each_source = pytest.mark.parametrize(
     "path", ALL_SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY))
 )
-each_edge_source = pytest.mark.parametrize("path", sources("edge"), ids=lambda path: path.stem)
+each_edge_source = pytest.mark.parametrize("path", sources("edge"), ids=edge_module)
 
 
 def imports_of(tree: ast.AST, *, at_load: bool = True) -> Iterator[Import]:
@@ -184,10 +202,6 @@ def imports_in(path):
     return list(imports_of(ast.parse(path.read_text(encoding="utf-8"), str(path))))
 
 
-def edge_module(path):
-    return "edge" if path.stem == "__init__" else path.stem
-
-
 @each_source
 def test_no_room_imports_what_it_must_not(path):
     room = path.relative_to(REPOSITORY).parts[0]
@@ -209,10 +223,17 @@ def test_every_module_of_edge_has_its_layer():
 def test_imports_inside_edge_go_downwards(path):
     own = LAYER_OF[edge_module(path)]
     for found in imports_in(path):
-        top, _, rest = found.module.partition(".")
-        target = rest.partition(".")[0] or top
-        if top == "edge" and target in LAYER_OF:
+        target = found.module.removeprefix("edge.")
+        if found.module.partition(".")[0] == "edge" and target in LAYER_OF:
             assert LAYER_OF[target] < own, f"line {found.line}: {found.module} is not below"
+
+
+@each_edge_source
+def test_a_package_of_edge_is_entered_by_few(path):
+    own = edge_module(path)
+    found = {i.module.split(".")[1] for i in imports_in(path) if i.module.startswith("edge.")}
+    entered = found & (set(ENTERED_BY) - {own.partition(".")[0]})
+    assert all(own in ENTERED_BY[package] for package in entered), entered
 
 
 @pytest.mark.parametrize(
@@ -248,7 +269,8 @@ for module in sys.argv[2].split(","):
 
 def test_all_of_edge_imports_without_any_backend_or_workstation_library():
     blocked = LAZY | {"calibration", "host_tools", "onnx", "scipy", "sklearn", "rich"}
-    modules = ["edge", *(f"edge.{path.stem}" for path in sources("edge") if path.stem[0] != "_")]
+    names = {edge_module(path) for path in sources("edge")} - {"edge"}
+    modules = ["edge", *(f"edge.{name}" for name in sorted(names))]
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL_BUT, ",".join(blocked), ",".join(modules)],
         capture_output=True,

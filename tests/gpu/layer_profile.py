@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.measurements import LayerTimes
-from edge.report import layer_tables
+from edge.bench.measurements import LayerTimes
+from edge.bench.report import layer_tables
+from edge.bench.trt_layers import layers_of_runs
 from edge.tensorrt_library import load_tensorrt
-from edge.trt_layers import layers_of_runs
 from edge.trt_session import TrtSession
 from tests.gpu.shapes import MODELS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.agent_process import agent_process
-from edge.load_client import Load, run_load_in_child
+from edge.bench.load_client import Load, run_load_in_child
 from edge.oip_client import infer_request
 from edge.tensorrt_library import load_tensorrt
 from edge.trt_session import TrtSession

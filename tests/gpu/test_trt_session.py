@@ -13,12 +13,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edge.bench.trt_layers import layers_of_runs
 from edge.engine_builder import EngineRequest, engine_from_onnx
 from edge.errors import InputError, ModelError
 from edge.session import Session
 from edge.spec import Profile, ShapeRange, StatePair, TensorSpec
 from edge.tensorrt_library import TensorRT, load_tensorrt
-from edge.trt_layers import layers_of_runs
 from edge.trt_session import FEW_GRAPHS, GRAPH_AT_RUN, TrtSession
 from tests.models import (
     AFFINE_INPUTS,

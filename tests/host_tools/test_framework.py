@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from edge.bench.framework import FrameworkModel
+from edge.bench.table import MAX_COLUMNS
 from edge.errors import UsageError
-from edge.framework import FrameworkModel
 from edge.spec import TensorSpec
-from edge.table import MAX_COLUMNS
 from host_tools.errors import ExportError
 from host_tools.framework import open_torch
 from host_tools.torch_profile import layers_from_events, profile_source

@@ -1,0 +1,1 @@
+"""`edge-agent capture` and `replay`: record real requests, and send them again."""
