@@ -11,6 +11,7 @@ from edge.trt_engine import precision_of_layer
 from edge.trt_session import TrtSession
 
 _UNKNOWN = "?"
+_CONSTANT = "Constant"
 
 
 def layers_of_runs(session: TrtSession, feeds: Feeds, *, runs: int, trt: Any) -> tuple[Layer, ...]:
@@ -36,12 +37,17 @@ def layers_of_runs(session: TrtSession, feeds: Feeds, *, runs: int, trt: Any) ->
 def layers_from_times(
     total_ms: dict[str, float], details: list[dict[str, Any]], *, runs: int
 ) -> tuple[Layer, ...]:
-    """Return the layers of so many runs; details: of TensorRT's inspector, by "Name"."""
+    """Return the layers of so many runs; details: of TensorRT's inspector, by "Name".
+
+    Constants are left out: they were computed when the engine was opened, and a run takes 0 ms.
+    """
     known = {str(layer.get("Name")): layer for layer in details}
     layers = []
     for name, ms in total_ms.items():
         layer = known.get(name)
         kind = _UNKNOWN if layer is None else str(layer.get("LayerType", _UNKNOWN))
+        if kind == _CONSTANT:
+            continue
         precision = _UNKNOWN if layer is None else _precision(layer)
         layers.append(Layer(name=name, kind=kind, precision=precision, mean_ms=ms / runs))
     return tuple(layers)

@@ -93,8 +93,9 @@ def test_the_layers_of_tensorrt_take_kind_and_precision_from_the_inspector():
          "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8"}]},
         {"Name": "softmax", "LayerType": "SoftMax", "Inputs": [{"Format/Datatype": "Half"}]},
         {"Name": "out", "LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Row major FP32"}]},
+        {"Name": "scale", "LayerType": "Constant", "Inputs": []},
     ]  # fmt: skip
-    times = {"conv": 10.0, "softmax": 5.0, "out": 1.0, "unknown": 4.0}
+    times = {"conv": 10.0, "softmax": 5.0, "scale": 0.0, "out": 1.0, "unknown": 4.0}
     layers = layers_from_times(times, details, runs=10)
     assert [(x.name, x.kind, x.precision, x.mean_ms) for x in layers] == [
         ("conv", "CaskConvolution", "int8", 1.0),
