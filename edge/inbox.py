@@ -69,7 +69,8 @@ class RunCost:
     def __init__(self) -> None:
         self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_RUNS)
-        self._median_rows, self._median_s = 1, math.inf
+        self._median_rows, self._median_s = 1, 0.0
+        self._row_s: float | None = None
 
     def add(self, rows: int, run_s: float) -> None:
         """Take in one run."""
@@ -82,23 +83,31 @@ class RunCost:
         self._recent.append((rows, run_s))
         self._median_rows = median_low(rows for rows, _ in self._recent)
         self._median_s = median_low(run_s for _, run_s in self._recent)
+        self._row_s = None
+        spread = self._weight * self._squares - self._rows**2
+        if spread > 1e-6 * self._weight * self._squares:
+            slope_s = (self._weight * self._products - self._rows * self._seconds) / spread
+            self._row_s = max(0.0, slope_s)
 
     @property
     def fixed_s(self) -> float:
         """The cost before the first row; 0 while all runs had the same rows."""
-        spread = self._weight * self._squares - self._rows**2
-        if self._weight == 0.0 or spread <= 1e-6 * self._weight * self._squares:
+        if self._row_s is None:
             return 0.0
-        row_s = (self._weight * self._products - self._rows * self._seconds) / spread
-        mean_s = self._seconds / self._weight
-        return min(mean_s, max(0.0, mean_s - row_s * self._rows / self._weight))
+        return max(0.0, (self._seconds - self._row_s * self._rows) / self._weight)
 
     def predicted_s(self, rows: int) -> float:
-        """What a run of so many rows takes at most, usually; infinite before the first.
+        """What a run of so many rows usually takes; infinite before the first.
 
-        From medians: a run that had to wait for a processor says nothing about the next.
+        From medians: a run that had to wait for a processor says nothing about the next. No row
+        is taken to cost more than its share of the median run.
         """
-        return self._median_s * max(1.0, rows / self._median_rows)
+        if not self._recent:
+            return math.inf
+        row_s = self._median_s / self._median_rows
+        if self._row_s is not None:
+            row_s = min(row_s, self._row_s)
+        return self._median_s + row_s * max(0, rows - self._median_rows)
 
 
 class Inbox:
