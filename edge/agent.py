@@ -7,6 +7,7 @@ self-tests the models, so that the agent is live while it is not ready; each mod
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -69,6 +70,7 @@ class Agent:
         self._loader = loader
         self._repository = repository
         self._started: Future[None] | None = None
+        self._on_ready: Callable[[], object] = lambda: None
         self._probe = ProbeChain([PsutilProbe()], clock=clock)
         self._next_sample = clock()
         self._next_ping = clock()
@@ -154,8 +156,12 @@ class Agent:
         self._repository.stop()
         self._server.wake()
 
-    def run(self) -> None:
-        """Serve until `request_stop`; raises the EdgeError that kept a model from opening."""
+    def run(self, on_ready: Callable[[], object] = lambda: None) -> None:
+        """Serve until `request_stop`; raises the EdgeError that kept a model from opening.
+
+        on_ready: called once, when the models that are served from the start are open.
+        """
+        self._on_ready = on_ready
         try:
             self._started = self._repository.start(self.serving.wanted, self._server.wake)
             while not self._stop.is_set():
@@ -202,6 +208,7 @@ class Agent:
         note = ", on the CPU instead of a GPU" if any(degraded) else ""
         note += f", without {', '.join(missing)}" if missing else ""
         self._notifier.status(f"serving {', '.join(self.serving.served)} on {self.url}{note}")
+        self._on_ready()
         logger.info("ready models=%s url=%s", ",".join(self.serving.served), self.url)
 
     def _shut_down(self) -> None:
@@ -227,8 +234,17 @@ def serve(config: AgentConfig, *, environ: Mapping[str, str] = os.environ) -> in
     with _on_stop_signal(sys.exit):  # while verifying there is nothing to finish
         agent = Agent.open(config, notifier=Notifier.from_environ(environ))
     with _on_stop_signal(agent.request_stop):
-        agent.run()
+        agent.run(on_ready=_spare_collector)
     return 0
+
+
+def _spare_collector() -> None:
+    """Hide what the start has made from the garbage collector, and that is nearly everything.
+
+    To look through it again and again kept requests waiting: the p99 of refusals was 50 to 140 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _verified_bundle(config: AgentConfig) -> Bundle:

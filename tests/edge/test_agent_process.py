@@ -51,3 +51,31 @@ def test_an_agent_that_cannot_start_is_an_error_with_its_log(tmp_path: Path) -> 
         agent_process(tmp_path, FLAGS),
     ):
         pass
+
+
+STOPS_WHEN_FROZEN = """
+    import gc, os, signal, sys
+    from pathlib import Path
+    from edge.agent import serve
+    from edge.config import AgentConfig
+
+    freeze = gc.freeze
+    def freeze_and_stop():
+        freeze()
+        os.kill(os.getpid(), signal.SIGTERM)
+    gc.freeze = freeze_and_stop
+    folder = Path(sys.argv[1])
+    serve(AgentConfig(bundle=folder / "bundle", trusted_keys=folder / "keys", port=0))
+    print(gc.get_freeze_count())
+"""
+
+
+def test_what_the_start_made_is_hidden_from_the_collector_before_requests_come(
+    tmp_path: Path,
+) -> None:
+    make_config(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STOPS_WHEN_FROZEN), str(tmp_path)],
+        stdout=subprocess.PIPE, check=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert int(done.stdout) > 10_000
