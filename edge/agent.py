@@ -25,7 +25,8 @@ from edge.capture.recorder import Recorder
 from edge.config import AgentConfig
 from edge.errors import ConfigError
 from edge.http_server import TURN_S, AppHandler, HttpServer, Loop
-from edge.infer import Inference, InferHandler
+from edge.infer import InferHandler
+from edge.inference import Inference
 from edge.loading import Loader
 from edge.notify import Notifier
 from edge.preparing import Prepare

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 
 import msgspec
 import numpy as np
@@ -16,12 +15,13 @@ from edge.errors import EdgeError
 from edge.http_answer import HttpAnswer
 from edge.inbox import Answer
 from edge.oip import NORMAL_PRIORITY
+from edge.promise import Promise
 from edge.spec import AnyArray, Feeds
 
 MAX_PARTS = 64
 
 Encode = Callable[[Mapping[str, AnyArray]], HttpAnswer]
-Submit = Callable[[Feeds], "Future[Answer]"]
+Submit = Callable[[Feeds], "Promise[Answer]"]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +44,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return sum(shape[0] if shape else 1 for shape in shapes)
 
 
-def submit_in_turn(parts: Sequence[Feeds], submit: Submit) -> Future[Answer]:
+def submit_in_turn(parts: Sequence[Feeds], submit: Submit) -> Promise[Answer]:
     """Return the answer to all parts, each submitted when the one before it is answered.
 
     One part at a time waits with the requests of others, so that a long request keeps nobody
@@ -55,28 +55,28 @@ def submit_in_turn(parts: Sequence[Feeds], submit: Submit) -> Future[Answer]:
     first = submit(parts[0])
     if len(parts) == 1:
         return first
-    whole: Future[Answer] = Future()
+    whole: Promise[Answer] = Promise()
     _continue(whole, parts, submit, (), first)
     return whole
 
 
 def _continue(
-    whole: Future[Answer],
+    whole: Promise[Answer],
     parts: Sequence[Feeds],
     submit: Submit,
     done: tuple[Answer, ...],
-    current: Future[Answer],
+    current: Promise[Answer],
 ) -> None:
     whole.add_done_callback(lambda _: current.cancel())
     current.add_done_callback(functools.partial(_step, whole, parts, submit, done))
 
 
 def _step(
-    whole: Future[Answer],
+    whole: Promise[Answer],
     parts: Sequence[Feeds],
     submit: Submit,
     done: tuple[Answer, ...],
-    current: Future[Answer],
+    current: Promise[Answer],
 ) -> None:
     """Take one answer and go on; runs where it was made, in the thread of a worker."""
     if whole.done():
@@ -99,7 +99,7 @@ def _step(
         _continue(whole, parts, submit, done, following)
 
 
-def _end(whole: Future[Answer], result: Answer | BaseException) -> None:
+def _end(whole: Promise[Answer], result: Answer | BaseException) -> None:
     if not whole.set_running_or_notify_cancel():
         return
     if isinstance(result, BaseException):

@@ -13,7 +13,6 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from statistics import median_low
 
 import msgspec
@@ -21,6 +20,7 @@ import msgspec
 from edge.batching import Extent, Plan
 from edge.errors import DeadlineError, NotReadyError, QueueFullError
 from edge.oip import NORMAL_PRIORITY
+from edge.promise import Promise
 from edge.spec import AnyArray, Feeds
 from edge.tensor_bytes import held_bytes
 
@@ -51,7 +51,7 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
     deadline: float | None
     priority: int = NORMAL_PRIORITY
     attempts: int = 0
-    answer: Future[Answer] = msgspec.field(default_factory=Future)
+    answer: Promise[Answer] = msgspec.field(default_factory=Promise)
     size: int = 0
 
     def __post_init__(self) -> None:
@@ -128,7 +128,8 @@ class Inbox:
         self._max_requests = max_requests
         self._max_bytes = max_bytes
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # quicker to enter than the condition
+        self._changed = threading.Condition(self._lock)
         self._waiting: list[Request] = []
         self._bytes = 0
         self._is_open = False
@@ -155,12 +156,12 @@ class Inbox:
 
     def open(self) -> None:
         """Take requests from now on, unless it was closed before."""
-        with self._changed:
+        with self._lock:
             self._is_open = not self._is_closed
 
     def close(self) -> None:
         """Take no more; what waits is still given out, then `wait` returns False."""
-        with self._changed:
+        with self._lock:
             self._is_open, self._is_closed = False, True
             self._changed.notify_all()
 
@@ -169,7 +170,7 @@ class Inbox:
 
         wake: tell who waits in `wait` or `take`; without, the caller takes it or calls `wake`.
         """
-        with self._changed:
+        with self._lock:
             if not self._is_open:
                 raise NotReadyError(f"model {self._name!r} is stopping; send the request elsewhere")
             size = request.size
@@ -188,12 +189,12 @@ class Inbox:
 
     def wake(self) -> None:
         """Tell who waits in `wait` or `take` to look again."""
-        with self._changed:
+        with self._lock:
             self._changed.notify()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until there is a request; False once closed and empty, or when the time is over."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._waiting or self._is_closed, timeout_s)
             return bool(self._waiting)
 
@@ -202,14 +203,14 @@ class Inbox:
 
         May be empty. The most urgent comes first, then the oldest, then all that fit them.
         """
-        with self._changed:
+        with self._lock:
             if self._expected > 1 and len(self._waiting) < self._expected:
                 self._wait_for_company()
             return self._taken()
 
     def take_now(self, most_s: float) -> list[Request]:
         """Return what `take` would without waiting, if all that waits will run within most_s."""
-        with self._changed:
+        with self._lock:
             return self._taken() if self._predicted_s() <= most_s else []
 
     def take_full(self) -> list[Request]:
@@ -217,7 +218,7 @@ class Inbox:
 
         For who has a batch running: a smaller one should rather grow until that is done.
         """
-        with self._changed:
+        with self._lock:
             return self._taken() if self._is_full() else []
 
     def is_quick(self, most_s: float) -> bool:

@@ -1,4 +1,4 @@
-"""Inference over HTTP, from the bytes of a request to those of its answer.
+"""Inference over HTTP, from a whole request to its answer.
 
 Everything happens in the event loop, with no thread held while a request waits; only what is large
 is parsed and encoded elsewhere.
@@ -8,128 +8,41 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import TypeVar
 
 import msgspec
 
-from edge import embeddings, oip
+from edge import embeddings
 from edge.asked import Asked, submit_in_turn
-from edge.errors import EdgeError, InputError
+from edge.errors import EdgeError
 from edge.http_answer import (
     AGENT_FAILED,
     HttpAnswer,
     answer_from_error,
     json_error,
     packed,
-    unpacked,
     wrong_method,
 )
 from edge.http_connection import Cancel, Handler, Reply
 from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from edge.inbox import Answer, too_late
-from edge.manifest import Model
+from edge.inference import LARGE_BYTES, Inference, Parse, is_light
 from edge.pool import Pool
-from edge.predict import Predictor
+from edge.promise import Promise
 from edge.replicas import Replicas
 from edge.routes import Kind, Route
-from edge.serving import ServedModel, Serving
-from edge.spec import (
-    AnyArray,
-    Feeds,
-    check_feeds,
-    check_tensor,
-    check_together,
-    name_of_strings,
-)
+from edge.serving import ServedModel
+from edge.spec import Feeds
 from edge.tensor_bytes import held_bytes
 
-TIMEOUT_HEADER = "Edge-Timeout-Ms"
-# From here on a tensor is parsed or encoded outside the event loop.
-LARGE_BYTES = 64 << 10
 HELPERS = 2
-_MAX_DIGITS = 15
-_TIMEOUT = TIMEOUT_HEADER.lower().encode()
-_JSON_LENGTH = oip.JSON_LENGTH_HEADER.lower().encode()
 
 logger = logging.getLogger(__name__)
 
-Parse = Callable[[ServedModel], Asked]
 _T = TypeVar("_T")
-
-
-class Inference:
-    """How requests are read and answered; may be used from any thread."""
-
-    def __init__(
-        self,
-        serving: Serving,
-        *,
-        max_body_bytes: int,
-        request_timeout_s: float,
-        clock: Callable[[], float],
-    ) -> None:
-        self.serving = serving
-        self.clock = clock
-        self.predictor = Predictor(max_body_bytes=max_body_bytes, timeout_s=request_timeout_s)
-        self._request_timeout_s = request_timeout_s
-        self._max_body_bytes = max_body_bytes
-
-    def addressed(self, request: HttpRequest, route: Route) -> Addressed:
-        """Return the model that a request is for and what reads it, once the model is known.
-
-        Raises InputError if the body has to name the model, and does not.
-        """
-        if route.kind == "embeddings":
-            most = min(self._max_body_bytes, embeddings.MAX_BODY_BYTES)
-            body = unpacked(request.body, request.header(b"content-encoding"), max_body_bytes=most)
-            parse = functools.partial(embeddings.asked_from_body, body)
-            return Addressed(name=embeddings.model_of(body), parse=parse)
-        assert route.name is not None  # noqa: S101 - see Route
-        read = self.predictor.asked if route.kind == "predict" else self._asked
-        parse = functools.partial(read, request)
-        return Addressed(name=route.name, version=route.version, parse=parse)
-
-    def limit_s(self, request: HttpRequest, asked: Asked) -> float:
-        """Return how long the request may take: the shortest of all that is said about it."""
-        limits = (self._request_timeout_s, _timeout_s(request), asked.timeout_s)
-        return min(limit for limit in limits if limit is not None)
-
-    def _asked(self, request: HttpRequest, served: ServedModel) -> Asked:
-        model = served.model
-        parsed = self._parsed(request, model)
-        return Asked(
-            parts=(parsed.feeds,),
-            encode=functools.partial(_encoded, parsed, model),
-            timeout_s=parsed.timeout_s,
-            priority=parsed.priority,
-        )
-
-    def _parsed(self, request: HttpRequest, model: Model) -> oip.InferRequest:
-        encoding = request.header(b"content-encoding")
-        body = unpacked(request.body, encoding, max_body_bytes=self._max_body_bytes)
-        length = oip.json_length_from_header(
-            request.header(_JSON_LENGTH) if _JSON_LENGTH in request.headers else None,
-            body_bytes=len(body),
-        )
-        if length == 0:
-            parsed = oip.parse_raw(body, inputs=model.inputs, outputs=model.outputs)
-            check_feeds(parsed.feeds, model.inputs, model.profile)
-            return parsed
-        check = functools.partial(check_tensor, specs=model.inputs, profile=model.profile)
-        parsed = oip.parse_infer(body, length, outputs=model.outputs, check=check)
-        check_together(parsed.feeds, model.inputs)
-        return parsed
-
-
-class Addressed(msgspec.Struct, frozen=True, kw_only=True):
-    """The model that a request is for, and what reads the request."""
-
-    name: str
-    version: str | None = None
-    parse: Parse
 
 
 class Times(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,11 +164,11 @@ class _Call:
         self._send = send
         self._started = self._begun = started
         self._is_over = False
-        self._future: Future[Answer] | None = None
+        self._future: Promise[Answer] | None = None
 
     def begin(self, parse: Parse) -> None:
         """Parse, here or in a helper's thread, and submit."""
-        if self._route.kind == "infer" and _is_light(self._request, self._served.model):
+        if self._route.kind == "infer" and is_light(self._request, self._served.model):
             self._guarded(self._parse_and_submit, parse)
         else:
             self._elsewhere(functools.partial(parse, self._served), then=self._submit)
@@ -278,7 +191,7 @@ class _Call:
         deadline = self._started + self._inference.limit_s(self._request, asked)
         worker = self._served.worker
 
-        def submit(feeds: Feeds) -> Future[Answer]:
+        def submit(feeds: Feeds) -> Promise[Answer]:
             is_here = self._loop.is_here and self._handler.run_soon(worker)
             return worker.submit(
                 feeds, deadline=deadline, priority=asked.priority, wake=not is_here
@@ -366,35 +279,9 @@ class _Call:
         return self._inference.clock()
 
 
-def _is_light(request: HttpRequest, model: Model) -> bool:
-    """Whether a request takes no time to parse; numbers in binary are views, so they take none."""
-    size, text = len(request.body), request.header(_JSON_LENGTH)
-    is_packed = b"content-encoding" in request.headers
-    if text.isdecimal() and not is_packed and name_of_strings(*model.inputs) is None:
-        size = min(size, int(text[:_MAX_DIGITS]))
-    return size <= LARGE_BYTES
-
-
-def _encoded(parsed: oip.InferRequest, model: Model, outputs: Mapping[str, AnyArray]) -> HttpAnswer:
-    response = oip.encode_infer(
-        outputs, parsed, model=model.name, version=model.version, outputs=model.outputs
-    )
-    return HttpAnswer(status=200, body=response.body, headers=response.headers)
-
-
 def _refusal(kind: Kind, error: Exception) -> HttpAnswer:
     """Return the answer for an error, in the form that the clients of this path read."""
     if isinstance(error, EdgeError):
         return embeddings.error_answer(error) if kind == "embeddings" else answer_from_error(error)
     answer = json_error(500, AGENT_FAILED)
     return embeddings.in_openai_form(answer) if kind == "embeddings" else answer
-
-
-def _timeout_s(request: HttpRequest) -> float | None:
-    """Return the limit that the client gives in TIMEOUT_HEADER, in seconds."""
-    if _TIMEOUT not in request.headers:
-        return None
-    text = request.header(_TIMEOUT)
-    if not text.isdecimal() or len(text) > _MAX_DIGITS or int(text) == 0:
-        raise InputError(f"{TIMEOUT_HEADER} must be a positive number of milliseconds")
-    return int(text) / 1e3

@@ -18,7 +18,8 @@ class Places:
         self._limit = limit
         self._taken = 0
         self._is_open = True
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # quicker to enter than the condition
+        self._changed = threading.Condition(self._lock)
 
     @property
     def taken(self) -> int:
@@ -30,7 +31,7 @@ class Places:
 
         Raises QueueFullError if there is none left.
         """
-        with self._changed:
+        with self._lock:
             if not self._is_open:
                 return False
             self.check()
@@ -47,9 +48,10 @@ class Places:
 
     def give_back(self) -> None:
         """Leave a place."""
-        with self._changed:
+        with self._lock:
             self._taken -= 1
-            self._changed.notify_all()
+            if not self._is_open:
+                self._changed.notify_all()
 
     def close(self, timeout_s: float) -> bool:
         """Let nobody in any more and wait for those inside; False if some are still there."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 
 from edge.errors import NotReadyError, QueueFullError
 from edge.inbox import Answer, Request
 from edge.oip import NORMAL_PRIORITY
+from edge.promise import Promise
 from edge.spec import Feeds
 from edge.worker import Worker
 
@@ -47,7 +47,7 @@ class Replicas:
         deadline: float | None,
         priority: int = NORMAL_PRIORITY,
         wake: bool = True,
-    ) -> Future[Answer]:
+    ) -> Promise[Answer]:
         """Put one request into line at the worker with the least to do; see `Worker.submit`."""
         worker = self._best(self.workers)
         return worker.submit(feeds, deadline=deadline, priority=priority, wake=wake)

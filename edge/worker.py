@@ -19,6 +19,7 @@ from edge.batching import Plan
 from edge.errors import EdgeError, InferenceError, InputError
 from edge.inbox import Answer, Inbox, Request, too_late
 from edge.oip import NORMAL_PRIORITY
+from edge.promise import Promise
 from edge.session import PAUSE_S, Finish, Session, is_prepared, prepare, start_of
 from edge.spec import Feeds
 
@@ -113,7 +114,7 @@ class Worker:
         deadline: float | None,
         priority: int = NORMAL_PRIORITY,
         wake: bool = True,
-    ) -> Future[Answer]:
+    ) -> Promise[Answer]:
         """Put one request into line; cancelling what is returned takes it out again.
 
         deadline: on the worker's clock; None waits for ever. priority: see `inbox`. wake: start

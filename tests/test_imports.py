@@ -54,6 +54,7 @@ EDGE_LAYERS = (
         "notify",
         "pool",
         "probes",
+        "promise",
         "routes",
         "statistics",
     },
@@ -145,8 +146,8 @@ EDGE_LAYERS = (
     {"bench.opened", "serving"},
     {"bench.compare_child", "bench.layer_times", "extensions", "loading", "predict", "telemetry"},
     {"bench.compare", "bench.profile_command", "embeddings", "repository"},
-    {"bench.bench_command", "infer", "openapi"},
-    {"api"},
+    {"bench.bench_command", "inference", "openapi"},
+    {"api", "infer"},
     {"agent"},
     {"cli"},
 )

@@ -20,7 +20,8 @@ from edge.bundle import Bundle
 from edge.choice import Choice
 from edge.errors import InferenceError
 from edge.http_server import AppHandler, Loop
-from edge.infer import Inference, InferHandler
+from edge.infer import InferHandler
+from edge.inference import Inference
 from edge.latency import LatencyWindow
 from edge.places import Places
 from edge.replicas import Replicas

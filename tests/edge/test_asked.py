@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from edge.asked import MAX_PARTS, Asked, submit_in_turn
 from edge.errors import InferenceError, QueueFullError
 from edge.http_answer import HttpAnswer
 from edge.inbox import Answer
+from edge.promise import Promise
 from edge.spec import Feeds
 from tests.fakes import DEADLINE_S, FakeSession, affine_worker
 from tests.models import affine
@@ -23,13 +24,13 @@ class Line:
     """A submit whose answers come when the test says so."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[Feeds, Future[Answer]]] = []
+        self.waiting: list[tuple[Feeds, Promise[Answer]]] = []
         self.is_full = False
 
-    def __call__(self, feeds: Feeds) -> Future[Answer]:
+    def __call__(self, feeds: Feeds) -> Promise[Answer]:
         if self.is_full:
             raise QueueFullError("full")
-        future: Future[Answer] = Future()
+        future: Promise[Answer] = Promise()
         self.waiting.append((feeds, future))
         return future
 
