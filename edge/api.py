@@ -162,9 +162,12 @@ def create_app(
         app.add_url_rule(rule, view_func=view, methods=["GET"], strict_slashes=False)
     # The specification's OpenAPI file has this spelling as well.
     app.add_url_rule("/v2/", view_func=server_metadata, methods=["GET"])
-    app.add_url_rule("/v2/repository/index", view_func=index, methods=["POST"])
-    app.add_url_rule("/v2/repository/models/<name>/load", view_func=load, methods=["POST"])
-    app.add_url_rule("/v2/repository/models/<name>/unload", view_func=unload, methods=["POST"])
+    for rule, view in (
+        ("/v2/repository/index", index),
+        ("/v2/repository/models/<name>/load", load),
+        ("/v2/repository/models/<name>/unload", unload),
+    ):
+        app.add_url_rule(rule, view_func=view, methods=["POST"], strict_slashes=False)
     return app
 
 

@@ -15,6 +15,8 @@ import msgspec
 
 from edge import __version__
 from edge import openapi_answers as answers
+from edge.capture.capture_file import CAPTURE_PATH, STATE_HEADER
+from edge.capture.recording import Wish
 from edge.embeddings import EmbeddingsRequest
 from edge.extensions import ChangeRequest, IndexRequest
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
@@ -37,9 +39,11 @@ _BYTES: Json = {}  # any bytes: the content type says how they are read
 # What each status means, wherever it is answered.
 _MEANING = {
     400: "The request is not valid; the text says what is wrong with it.",
-    404: "There is no such model, version or path.",
+    403: "The configuration of the agent does not allow it; the text names the key.",
+    404: "There is no such model, version, path or recording.",
     408: "The request did not arrive in time.",
-    409: "The bundle does not give the model in a form that works here.",
+    409: "The bundle does not give the model in a form that works here, or one recording is under "
+    "way already.",
     413: "The body exceeds max_body_bytes.",
     415: "The body has a Content-Encoding that is not gzip or deflate.",
     429: "Too many requests wait already; Retry-After says when to come back.",
@@ -115,6 +119,22 @@ def _infer(path: str, id_: str) -> _Operation:
     )
 
 
+def _capture(
+    method: str, id_: str, summary: str, statuses: tuple[int, ...], body: Any = None
+) -> _Operation:
+    is_frames = method != "delete"
+    return _Operation(
+        path=CAPTURE_PATH,
+        method=method,
+        id=id_,
+        summary=summary,
+        answer={_BINARY: _BYTES} if is_frames else {_JSON: answers.Done},
+        statuses=(403, *statuses),
+        body=None if body is None else {_JSON: body},
+        headers=(STATE_HEADER,) if is_frames else (),
+    )
+
+
 _IMAGES: Json = {
     "type": "object",
     "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
@@ -186,6 +206,9 @@ _OPERATIONS: tuple[_Operation, ...] = (
         statuses=(404,),
         failure=answers.OpenAiFailure,
     ),
+    _capture("post", "beginCapture", "Record requests; gives the head of a file.", (409,), Wish),
+    _capture("get", "fetchCapture", "What the file holds next; its end when it is over.", (404,)),
+    _capture("delete", "endCapture", "Record no more; what is held can be fetched.", (404,)),
     _get("/telemetry", "telemetry", "What is served, why, how fast, and on what.", Report),
     _Operation(
         path="/metrics",
@@ -237,6 +260,10 @@ _HEADERS: Json = {
     JSON_LENGTH_HEADER: {
         "description": "Bytes of the JSON part; absent if no tensor follows it.",
         "schema": {"type": "integer", "minimum": 1},
+    },
+    STATE_HEADER: {
+        "description": "Whether more will come.",
+        "schema": {"enum": ["recording", "over"]},
     },
     "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 0}},
 }

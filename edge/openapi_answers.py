@@ -46,7 +46,7 @@ class ModelReady(_Answer):
 
 
 class Done(_Answer):
-    """The model was loaded or unloaded."""
+    """It was done; there is nothing more to say."""
 
 
 class ServerMetadata(_Answer):

@@ -35,7 +35,7 @@ def main(python: str) -> int:
         # "spare" is loaded and unloaded by the cases, so that the others stay.
         spare = affine_parts(name="spare")
         parts = joined_parts(affine_parts(), words_parts(), photo_parts(), spare)
-        with running_agent(make_config(root, parts)) as agent:
+        with running_agent(make_config(root, parts, allow_capture=True)) as agent:
             script = HERE / "peers" / "schemathesis_cases.py"
             document = HERE / "data" / "open_inference_rest.yaml"
             command = [python, str(script), agent.url, str(document)]

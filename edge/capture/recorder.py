@@ -88,7 +88,7 @@ class Recorder:
 
     def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
         """Begin to answer one request, and record it if somebody asked for that."""
-        if request.path == CAPTURE_PATH:
+        if request.path.removesuffix("/") == CAPTURE_PATH:
             self._control(request.method, request.body, reply)
             return None
         recording = self._recording

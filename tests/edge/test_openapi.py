@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,12 +17,12 @@ import numpy as np
 import pytest
 from flask import Flask
 
-from edge import openapi, openapi_answers
+from edge import openapi, openapi_answers, routes
 from edge.agent import Agent
 from edge.api import create_app
 from edge.bundle import Bundle
+from edge.capture.capture_file import CAPTURE_PATH, STATE_HEADER
 from edge.http_answer import STATUS_FROM_CODE
-from edge.routes import Route
 from edge.serving import Serving
 from edge.telemetry import Report
 from tests.agents import make_config, running_agent
@@ -48,15 +50,14 @@ def app() -> Flask:
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """An agent with a model of tensors, an encoder and a detector."""
+    """An agent with a model of tensors, an encoder and a detector, that may record."""
     manifest, files = affine_parts()
     others = (encoder_parts(), detector_parts(("cat", "dog")))
     models = (*manifest.models, *(m for other, _ in others for m in other.models))
     for _, more in others:
         files |= more
-    config = make_config(
-        tmp_path_factory.mktemp("agent"), (replace(manifest, models=models), files)
-    )
+    parts = (replace(manifest, models=models), files)
+    config = make_config(tmp_path_factory.mktemp("agent"), parts, allow_capture=True)
     with running_agent(config) as running:
         yield running
 
@@ -68,34 +69,52 @@ def ask(agent: Agent, method: str, path: str, content: object = None) -> bytes:
         return answer.read()
 
 
-def documented() -> set[tuple[str, str]]:
-    return {(path, method) for path, item in PATHS.items() for method in item}
+def template(path: str) -> str:
+    """Return a rule of Flask's, or a pattern of `routes`, as the document writes paths."""
+    path = path.replace("(?:", "").replace(")?/", "/").removesuffix("/?")
+    path = re.sub(r"<name>|(?<!versions/)\([^()]*\)", "{MODEL_NAME}", path)
+    return re.sub(r"<version>|\([^()]*\)", "{MODEL_VERSION}", path).rstrip("/")
 
 
-def is_run(path: str) -> bool:
-    """Whether a path is answered by running a model, and so is none of Flask's."""
-    return Route.of(re.sub(r"{\w+}", "m", path)) is not None
+def literals() -> set[str]:
+    """Return every string in the source of edge/ that may be a path, but for the document's own."""
+    found = set()
+    for module in (REPOSITORY / "edge").rglob("*.py"):
+        if not module.name.startswith("openapi"):
+            tree = ast.parse(module.read_text(encoding="utf-8"))
+            found |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    return {text for text in found if isinstance(text, str) and re.fullmatch(r"/[\w./-]*", text)}
 
 
-def test_every_rule_of_the_application_is_described_and_nothing_else_is(app: Flask) -> None:
-    served = set()
-    for rule in app.url_map.iter_rules():
-        path = rule.rule.replace("<name>", "{MODEL_NAME}").replace("<version>", "{MODEL_VERSION}")
-        for method in rule.methods - {"HEAD", "OPTIONS"}:
-            served.add((path.rstrip("/"), method.lower()))
-    described = {(path, method) for path, method in documented() if not is_run(path)}
-    assert served == described
+def allowed(agent: Agent, path: str) -> set[str] | None:
+    """Return the methods that the agent takes at a path; None if there is nothing."""
+    request = urllib.request.Request(f"{agent.url}{path}", method="PATCH")
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(request, timeout=10)
+    with raised.value as answer:
+        if answer.status == 404:
+            return None
+        assert answer.status == 405
+        return set(answer.headers["Allow"].split(", ")) - {"HEAD"}
 
 
-def test_every_path_that_runs_a_model_is_described() -> None:
-    described = {path for path in PATHS if is_run(path)}
-    assert described == {
-        f"{openapi.MODEL}/infer",
-        f"{openapi.VERSION}/infer",
-        "/predict/{MODEL_NAME}",
-        "/v1/embeddings",
-    }
-    assert all(set(PATHS[path]) == {"post"} for path in described)
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_what_is_described_is_served_with_these_methods_and_no_others(
+    agent: Agent, ending: str
+) -> None:
+    described = {path: {method.upper() for method in item} for path, item in PATHS.items()}
+    path_of = {path: path.format(MODEL_NAME="encoder", MODEL_VERSION="1") for path in PATHS}
+    assert {path: allowed(agent, path_of[path] + ending) for path in PATHS} == described
+
+
+def test_what_is_served_is_described(agent: Agent, app: Flask) -> None:
+    rules = {template(rule.rule) for rule in app.url_map.iter_rules()}
+    patterns = {p.pattern for p in vars(routes).values() if isinstance(p, re.Pattern)}
+    runs = {template(pattern) for pattern in patterns}
+    served = {path.rstrip("/") for path in literals() if allowed(agent, path)}
+    assert runs == {f"{openapi.VERSION}/infer", "/predict/{MODEL_NAME}", "/v1/embeddings"}
+    assert CAPTURE_PATH in served
+    assert rules | runs | served <= set(PATHS)
 
 
 def test_every_path_of_the_protocol_is_described() -> None:
@@ -111,6 +130,7 @@ def test_every_status_of_an_error_is_described_where_models_run() -> None:
         changing = {"409"}  # of models that are loaded
         assert {str(status) for status in STATUS_FROM_CODE.values()} - changing <= found
         assert {"200", "408", "431", "500"} <= found
+    assert {"200", "403", "404"} <= set(PATHS[CAPTURE_PATH]["get"]["responses"])
     load = PATHS["/v2/repository/models/{MODEL_NAME}/load"]["post"]["responses"]
     assert {"409", "404", "429"} <= set(load)
 
@@ -186,6 +206,30 @@ def test_the_answer_to_a_change_of_models_is_described(tmp_path: Path, verb: str
     with running_agent(make_config(tmp_path)) as agent:
         body = ask(agent, "POST", f"/v2/repository/models/affine/{verb}", {})
     msgspec.json.decode(body, type=openapi_answers.Done)
+
+
+def test_the_answers_of_a_recording_are_described(agent: Agent) -> None:
+    headers = DOCUMENT["components"]["headers"]
+    states = headers[STATE_HEADER]["schema"]["enum"]
+    for method, content, state in (
+        ("post", {"seconds": 60}, "recording"),
+        ("get", None, "recording"),
+        ("delete", None, None),
+        ("get", None, "over"),
+    ):
+        body = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(f"{agent.url}{CAPTURE_PATH}", body, method=method.upper())
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            described = PATHS[CAPTURE_PATH][method]["responses"]["200"]
+            assert {answer.headers["Content-Type"]} == set(described["content"])
+            assert answer.headers[STATE_HEADER] == state
+            assert (STATE_HEADER in described.get("headers", {})) == (state in states)
+    assert set(DOCUMENT["components"]["schemas"]["Wish"]["properties"]) == {
+        "seconds",
+        "max_bytes",
+        "share",
+        "redact",
+    }
 
 
 def test_answers_are_the_types_of_the_document() -> None:
