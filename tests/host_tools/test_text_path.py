@@ -23,8 +23,8 @@ from calibration.processing import (
 )
 from edge.errors import UsageError
 from tests.agents import make_config, running_agent
-from tests.encoders import VOCABULARY, tokenizer_json
 from tests.host_tools.commands import invoke
+from tests.host_tools.text_folders import bert_config, save, save_sentence_encoder
 
 TEXTS = ["the cat sat on the mat", "dog", "cats running far " * 10]
 SHAPE = ("--shape", "input_ids=1x4:2x8:4x16")
@@ -34,29 +34,6 @@ def refused(*words: str | Path) -> str:
     with pytest.raises((UsageError, GraphError)) as caught:
         invoke(*words)
     return str(caught.value)
-
-
-def bert_config(**changes: Any) -> transformers.BertConfig:
-    return transformers.BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=20,
-        initializer_range=0.5,  # so that different texts get different answers
-        **changes,
-    )
-
-
-def save(model: Any, folder: Path) -> Any:
-    model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes(tokenizer_json())
-    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
-    config = {f"{name}_token": token for name, token in special.items()}
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 18}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return model.eval()
 
 
 def encoded(folder: Path, texts: list[str], **options: Any) -> dict[str, torch.Tensor]:
@@ -140,18 +117,7 @@ def test_a_model_that_is_exported_again_keeps_its_tokenizer_at_its_new_size(
 
 def test_a_sentence_encoder_embeds_as_torch(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module = save(transformers.BertModel(bert_config()), tmp_path / "hf")
-    package = "sentence_transformers.models"
-    steps = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"{package}.{kind}"}
-        for i, (path, kind) in enumerate(steps)
-    ]
-    (tmp_path / "hf" / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "hf" / "1_Pooling").mkdir()
-    pooling = json.dumps({"pooling_mode_mean_tokens": True})
-    (tmp_path / "hf" / "1_Pooling" / "config.json").write_text(pooling)
-    (tmp_path / "hf" / "sentence_bert_config.json").write_text('{"max_seq_length": 10}')
+    module = save_sentence_encoder(tmp_path / "hf", max_tokens=10)
     (tmp_path / "golden.txt").write_text("the cat sat\nthe dog ran\n")
     shape = ("--shape", "input_ids=1x4:2x8:4x10")
     result = invoke("export", tmp_path / "hf", *shape, "--out", tmp_path / "m.onnx")
