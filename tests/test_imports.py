@@ -46,6 +46,7 @@ EDGE_LAYERS = (
         "bench.table",
         "bench.usage",
         "capture",
+        "chat",
         "devices",
         "errors",
         "http_limits",
@@ -59,6 +60,7 @@ EDGE_LAYERS = (
     },
     {
         "capture.capture_file",
+        "chat.spec",
         "config",
         "console",
         "cuda_graph",
