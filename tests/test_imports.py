@@ -29,6 +29,7 @@ FORBIDDEN = {
 LAZY = {
     "PIL",
     "jtop",
+    "llguidance",
     "onnxruntime",
     "pycuda",
     "pynvml",
@@ -47,6 +48,7 @@ EDGE_LAYERS = (
         "bench.usage",
         "capture",
         "chat",
+        "chat.sandbox",
         "devices",
         "errors",
         "http_limits",
@@ -62,6 +64,7 @@ EDGE_LAYERS = (
     {
         "capture.capture_file",
         "chat.spec",
+        "chat.tokenizer",
         "config",
         "console",
         "cuda_graph",
@@ -80,6 +83,9 @@ EDGE_LAYERS = (
         "bench.load_client",
         "capture.recording",
         "capture.replay",
+        "chat.candidates",
+        "chat.detokenizer",
+        "chat.template",
         "classes",
         "config_options",
         "cuda_library",
@@ -96,6 +102,7 @@ EDGE_LAYERS = (
         "warm_up",
     },
     {
+        "chat.sampling",
         "detections",
         "engine_cache",
         "oip_json",
