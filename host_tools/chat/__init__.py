@@ -1,0 +1,1 @@
+"""Chat models on the workstation: from a Hugging Face folder to one ONNX file, without tracing."""

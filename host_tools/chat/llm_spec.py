@@ -1,0 +1,296 @@
+"""What a causal language model is, from the config.json of its Hugging Face folder.
+
+Families: llama, mistral, qwen2 (and 2.5), qwen3. A field that would change the computation in a
+way that the writer does not know is an error that names it. Fields that no model of the family
+reads are left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import msgspec
+
+from edge.errors import UsageError
+from edge.files import read_capped
+from host_tools.chat.rope import Rope, Scaling, yarn_attention_factor
+from host_tools.errors import ExportError
+
+Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+
+MAX_CONFIG_BYTES = 1 << 20
+ARCHITECTURES: dict[str, Family] = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+ROPE_FIELDS: dict[Scaling, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    },
+    "yarn": {
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    },
+}
+# The one value of a field that the writer knows; anything else changes the computation.
+ONLY_VALUES: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "pretraining_tp": (None, 0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmSpec:
+    """Sizes and switches of a decoder.
+
+    context: positions that it was made for. windows: positions that a token sees, per layer; None
+    is all. tied: whether the head's weights are those of the embedding. eos: tokens that end an
+    answer.
+    """
+
+    family: Family
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: Rope
+    context: int
+    windows: tuple[int | None, ...]
+    tied: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    eos: tuple[int, ...]
+
+    @property
+    def window(self) -> int | None:
+        """The window of all layers, None if one of them sees everything."""
+        sizes = set(self.windows)
+        return None if None in sizes else max(size for size in sizes if size is not None)
+
+
+def llm_spec_from_folder(folder: Path) -> LlmSpec:
+    """Return the spec; raises UsageError without a config.json, ExportError for what is in it."""
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"no config.json in {folder}; give the folder of a Hugging Face model")
+    config = _json_object(folder / "config.json")
+    generation = folder / "generation_config.json"
+    also = _json_object(generation) if generation.is_file() else {}
+    return llm_spec_from_config(config, also, where=str(folder / "config.json"))
+
+
+def llm_spec_from_config(
+    config: dict[str, Any], generation: dict[str, Any] | None = None, *, where: str = "config.json"
+) -> LlmSpec:
+    """Return the spec of a config.json, and of a generation_config.json beside it.
+
+    Raises ExportError that names the field.
+    """
+    fields = _Fields(config, where)
+    family = _family(fields)
+    for name, values in ONLY_VALUES.items():
+        if fields.get(name, values[0]) not in values:
+            fields.refuse(name, f"the writer knows {values[0]!r} only")
+    hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+    layers = fields.count("num_hidden_layers")
+    head_dim = fields.count("head_dim", 128 if family == "qwen3" else hidden // heads)
+    kv_heads = fields.count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        fields.refuse("num_key_value_heads", f"{heads} query heads cannot share them evenly")
+    if head_dim % 2:
+        fields.refuse("head_dim", "rotary embeddings need an even one")
+    context = fields.count("max_position_embeddings")
+    vocabulary = fields.count("vocab_size")
+    bias = fields.flag("attention_bias") if family in {"llama", "qwen3"} else False
+    return LlmSpec(
+        family=family,
+        vocabulary=vocabulary,
+        hidden=hidden,
+        intermediate=fields.count("intermediate_size"),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope=_rope(fields, context),
+        context=context,
+        windows=_windows(fields, family, layers),
+        tied=fields.flag("tie_word_embeddings"),
+        qkv_bias=bias or family == "qwen2",
+        output_bias=bias,
+        mlp_bias=fields.flag("mlp_bias") if family == "llama" else False,
+        qk_norm=family == "qwen3",
+        eos=_eos(fields, generation or {}, vocabulary),
+    )
+
+
+class _Fields:
+    """Typed reading of a config; what is null counts as missing."""
+
+    def __init__(self, config: dict[str, Any], where: str) -> None:
+        self._config = config
+        self._where = where
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self._config.get(name)
+        return default if value is None else value
+
+    def has(self, name: str) -> bool:
+        return name in self._config
+
+    def names(self) -> set[str]:
+        return set(self._config)
+
+    def count(self, name: str, default: int | None = None) -> int:
+        value = self.get(name, default)
+        if value is None:
+            raise ExportError(f"{self._where}: {name} is missing; the model cannot be written")
+        if type(value) is not int or value < 1:
+            self.refuse(name, "it must be a positive whole number")
+        return int(value)
+
+    def number(self, name: str, default: float) -> float:
+        value = self.get(name, default)
+        if type(value) not in {int, float} or value <= 0:
+            self.refuse(name, "it must be a positive number")
+        return float(value)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.get(name, default)
+        if type(value) is not bool:
+            self.refuse(name, "it must be true or false")
+        return bool(value)
+
+    def below(self, name: str) -> _Fields:
+        value = self.get(name, {})
+        if not isinstance(value, dict):
+            self.refuse(name, "it must be an object")
+        return _Fields(value, f"{self._where}: {name}")
+
+    def refuse(self, name: str, reason: str) -> NoReturn:
+        raise ExportError(f"{self._where}: {name} is {self.get(name)!r}; {reason}")
+
+
+def _family(fields: _Fields) -> Family:
+    architectures = fields.get("architectures", [])
+    known = ", ".join(ARCHITECTURES)
+    if not isinstance(architectures, list) or len(architectures) != 1:
+        fields.refuse("architectures", f"it must hold one of {known}")
+    family = ARCHITECTURES.get(str(architectures[0]))
+    if family is None:
+        fields.refuse("architectures", f"the writer knows {known}")
+    if fields.get("model_type", family) != family:
+        fields.refuse("model_type", f"{architectures[0]} is of type {family}")
+    return family
+
+
+def _rope(fields: _Fields, context: int) -> Rope:
+    """Read `rope_parameters` of transformers 5, or `rope_scaling` and `rope_theta` before it."""
+    name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+    rope = fields.below(name)
+    scaling: Any = rope.get("rope_type", rope.get("type", "default"))
+    if scaling not in ROPE_FIELDS:
+        rope.refuse(
+            "rope_type" if rope.has("rope_type") else "type",
+            f"the writer knows {', '.join(ROPE_FIELDS)}",
+        )
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *ROPE_FIELDS[scaling]}
+    for unknown in sorted(rope.names() - known):
+        rope.refuse(unknown, f"the writer does not know it for {scaling}")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        rope.refuse("partial_rotary_factor", "the writer knows 1 only")
+    theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
+    if scaling == "default":
+        return Rope(theta=theta)
+    original = rope.count("original_max_position_embeddings", context)
+    factor = rope.number("factor", context / original)
+    if scaling == "yarn":
+        return Rope(
+            theta=theta,
+            scaling="yarn",
+            factor=factor,
+            original_context=original,
+            beta_fast=rope.number("beta_fast", 32.0),
+            beta_slow=rope.number("beta_slow", 1.0),
+            attention_factor=rope.number(
+                "attention_factor",
+                yarn_attention_factor(factor, rope.get("mscale"), rope.get("mscale_all_dim")),
+            ),
+            truncate=rope.flag("truncate", True),
+        )
+    return Rope(
+        theta=theta,
+        scaling=scaling,
+        factor=factor,
+        original_context=original,
+        low_freq_factor=rope.number("low_freq_factor", 1.0),
+        high_freq_factor=rope.number("high_freq_factor", 4.0),
+    )
+
+
+def _windows(fields: _Fields, family: Family, layers: int) -> tuple[int | None, ...]:
+    if family == "llama":
+        return (None,) * layers
+    if family == "mistral":
+        if fields.get("layer_types"):
+            fields.refuse("layer_types", "a Mistral model has one kind of layers")
+        is_missing = not fields.has("sliding_window")
+        size = 4096 if is_missing else fields.get("sliding_window")
+        return (None if size is None else fields.count("sliding_window", 4096),) * layers
+    if not fields.flag("use_sliding_window"):
+        return (None,) * layers
+    size = fields.count("sliding_window", 4096)
+    first = fields.get("max_window_layers", 28)
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        kinds = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
+    if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
+        fields.refuse("layer_types", f"it must name full_attention or sliding_attention {layers} x")
+    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _eos(fields: _Fields, generation: dict[str, Any], vocabulary: int) -> tuple[int, ...]:
+    """Return all tokens that end an answer: a chat model often has more than its config says."""
+    found: set[int] = set()
+    for value in (fields.get("eos_token_id"), generation.get("eos_token_id")):
+        tokens = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
+            fields.refuse("eos_token_id", f"tokens are 0..{vocabulary - 1}; generation: {value!r}")
+        found.update(tokens)
+    return tuple(sorted(found))
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    content = read_capped(path, max_bytes=MAX_CONFIG_BYTES, follow_links=True)
+    try:
+        value = msgspec.json.decode(content)
+    except msgspec.MsgspecError as error:
+        raise ExportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ExportError(f"{path} is not a JSON object")
+    return value

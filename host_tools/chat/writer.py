@@ -1,0 +1,196 @@
+"""From a Hugging Face folder to the ONNX file of a chat model: two files, graph and weights.
+
+The weights are read, packed and written a few rows at a time: a model of 8 billion parameters
+needs memory for its largest matrix, not for itself.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import onnx
+
+from calibration.model_file import PROVENANCE_KEY, set_metadata
+from edge import __version__
+from edge.chat.spec import DECODER_KEY, DecoderSpec, Form
+from edge.errors import UsageError
+from edge.files import storage_errors, sync_directory
+from edge.manifest import Provenance
+from host_tools.chat.decoder import Plan, add_decoder
+from host_tools.chat.graph import Graph, WeightFile
+from host_tools.chat.linear import Precision
+from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
+from host_tools.chat.weights import Checkpoint
+from host_tools.errors import ExportError
+from host_tools.graph import Say
+
+WeightType = Literal["fp32", "fp16", "int8", "int4"]
+
+# Longer contexts have to be asked for: their caches would fill a small device.
+DEFAULT_CONTEXT = 32768
+# TensorRT 8.5 ends at opset 17; int4 came with 21, TensorScatter and Attention over it with 24.
+OPSETS: dict[Form, int] = {"scatter": 24, "scatter-primitive": 24, "prefix": 17, "concat": 17}
+INT4_OPSET = 21
+# Buffers that old checkpoints carry and no layer reads.
+COMPUTED = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """How a chat model is written.
+
+    context: positions that the cache may hold; None is what the model was made for, at most
+    DEFAULT_CONTEXT. half: whether activations and cache are FP16; None is so for "fp16" alone.
+    """
+
+    form: Form = "scatter"
+    weights: WeightType = "fp32"
+    context: int | None = None
+    half: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenDecoder:
+    """What was written: the graph's path, its spec, and the bytes of weights beside it."""
+
+    path: Path
+    decoder: DecoderSpec
+    weight_bytes: int
+
+
+def write_decoder(
+    folder: Path, out: Path, options: WriteOptions, *, say: Say = lambda line: None
+) -> WrittenDecoder:
+    """Write `out` and, beside it, its weights with the suffix .data; say gets a line per step.
+
+    Raises UsageError, ExportError or StorageError; what was at `out` is untouched then.
+    """
+    spec = llm_spec_from_folder(folder)
+    checkpoint = Checkpoint.from_folder(folder)
+    plan = _plan(spec, options)
+    say(_words(spec, checkpoint))
+    with storage_errors("write", out):
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        model, weight_bytes = _model(spec, checkpoint, plan, options, scratch, out.name)
+        _check_unread(spec, checkpoint, folder)
+        decoder = _decoder_spec(spec, plan, options)
+        _describe(model, decoder, folder)
+        with storage_errors("write", out):
+            (scratch / out.name).write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(scratch / out.name), full_check=True)
+        _put(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return WrittenDecoder(path=out, decoder=decoder, weight_bytes=weight_bytes)
+
+
+def weights_path(out: Path) -> Path:
+    """Return where the weights of a graph are."""
+    return out.with_name(f"{out.name}.data")
+
+
+def _plan(spec: LlmSpec, options: WriteOptions) -> Plan:
+    context = min(spec.context, DEFAULT_CONTEXT) if options.context is None else options.context
+    if not 1 <= context <= spec.context:
+        raise UsageError(f"--context {context}: the model was made for 1..{spec.context}")
+    if options.weights == "fp32" and options.half:
+        raise UsageError("weights fp32 with activations fp16: give weights fp16")
+    body: Precision = "float"
+    if options.weights in {"int8", "int4"}:
+        body = "int8" if options.weights == "int8" else "int4"
+    return Plan(
+        form=options.form,
+        context=context,
+        body=body,
+        head=body,
+        half_table=options.weights != "fp32",
+    )
+
+
+def _model(
+    spec: LlmSpec,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    options: WriteOptions,
+    scratch: Path,
+    name: str,
+) -> tuple[onnx.ModelProto, int]:
+    opset = OPSETS[plan.form]
+    if plan.body == "int4":
+        opset = max(opset, INT4_OPSET)
+    half = options.weights == "fp16" if options.half is None else options.half
+    data = weights_path(scratch / name)
+    with storage_errors("write", data), data.open("wb") as file:
+        weights = WeightFile(file, data.name)
+        graph = Graph(opset=opset, half=half, weights=weights)
+        add_decoder(graph, spec, checkpoint, plan)
+        file.flush()
+        os.fsync(file.fileno())
+    return graph.model(producer="edge-kit", version=__version__), weights.size_bytes
+
+
+def _decoder_spec(spec: LlmSpec, plan: Plan, options: WriteOptions) -> DecoderSpec:
+    half = options.weights == "fp16" if options.half is None else options.half
+    return DecoderSpec(
+        form=plan.form,
+        layers=spec.layers,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        vocabulary=spec.vocabulary,
+        context=plan.context,
+        cache="FP16" if half else "FP32",
+        window=spec.window,
+        eos=spec.eos,
+    )
+
+
+def _describe(model: onnx.ModelProto, decoder: DecoderSpec, folder: Path) -> None:
+    provenance = Provenance(
+        source=folder.name,
+        opset=model.opset_import[0].version,
+        exporter="edge-kit chat",
+        tools={"onnx": importlib.metadata.version("onnx")},
+    )
+    set_metadata(model, {DECODER_KEY: decoder, PROVENANCE_KEY: provenance})
+
+
+def _check_unread(spec: LlmSpec, checkpoint: Checkpoint, folder: Path) -> None:
+    """A tensor that no layer reads means that the model computes more than was written."""
+    allowed = {"lm_head.weight"} if spec.tied else set()
+    left = sorted(n for n in checkpoint.unread - allowed if not n.endswith(COMPUTED))
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise ExportError(f"{folder}: the writer has no use for tensor {left[0]}{more}")
+
+
+def _put(scratch: Path, out: Path) -> None:
+    """Move both files to their places; no graph is ever beside weights of another one."""
+    with storage_errors("write", out):
+        out.unlink(missing_ok=True)
+        weights_path(scratch / out.name).replace(weights_path(out))
+        sync_directory(out.parent)
+        (scratch / out.name).replace(out)
+        sync_directory(out.parent)
+
+
+def _words(spec: LlmSpec, checkpoint: Checkpoint) -> str:
+    count = sum(msgspec.convert(_product(checkpoint.shape(name)), int) for name in checkpoint.names)
+    return (
+        f"{spec.family}: {count / 1e6:,.0f} M parameters, {spec.layers} layers, "
+        f"{spec.heads} heads over {spec.kv_heads}, vocabulary {spec.vocabulary:,}"
+    )
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

@@ -1,0 +1,59 @@
+"""Tiny chat models with random weights: Hugging Face folders, and the ONNX files from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 24},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 32},
+}
+
+
+def make_folder(folder: Path, family: str, seed: int = 0, **changes: Any) -> Path:
+    """Write a model of a family with random weights into a folder, as transformers saves it."""
+    model = make_model(family, seed, **changes)
+    model.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def make_model(family: str, seed: int = 0, **changes: Any) -> Any:
+    """Return a transformers model in float32 whose next tokens are anything but all the same."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.AutoConfig.for_model(family, **(SIZES | FAMILIES[family] | changes))
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight") or "layernorm" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                # As large as keeps sums of a row near 1, so that attention has preferences.
+                parameter.normal_(0, 1.5 / parameter.shape[-1] ** 0.5)
+    return model
+
+
+def write_onnx(folder: Path, out: Path, **options: Any) -> Path:
+    """Write the ONNX file of a folder; options are those of the writer."""
+    from host_tools.chat.writer import WriteOptions, write_decoder
+
+    return write_decoder(folder, out, WriteOptions(**options)).path
