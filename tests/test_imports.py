@@ -80,6 +80,7 @@ EDGE_LAYERS = (
         "bench.load_client",
         "capture.recording",
         "capture.replay",
+        "chat.candidates",
         "classes",
         "config_options",
         "cuda_library",
@@ -96,6 +97,7 @@ EDGE_LAYERS = (
         "warm_up",
     },
     {
+        "chat.sampling",
         "detections",
         "engine_cache",
         "oip_json",
