@@ -62,6 +62,7 @@ EDGE_LAYERS = (
     {
         "capture.capture_file",
         "chat.spec",
+        "chat.tokenizer",
         "config",
         "console",
         "cuda_graph",
@@ -81,6 +82,7 @@ EDGE_LAYERS = (
         "capture.recording",
         "capture.replay",
         "chat.candidates",
+        "chat.detokenizer",
         "classes",
         "config_options",
         "cuda_library",
