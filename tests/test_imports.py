@@ -100,6 +100,7 @@ EDGE_LAYERS = (
         "warm_up",
     },
     {
+        "chat.drafting",
         "chat.sampling",
         "chat.sequence",
         "detections",
