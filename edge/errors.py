@@ -112,6 +112,12 @@ class UnknownModelError(EdgeError):
     code = "unknown-model"
 
 
+class ContextLengthError(InputError):
+    """A prompt leaves no room for an answer in the model's context."""
+
+    code = "context-length"
+
+
 class BodyTooLargeError(InputError):
     """A request body exceeds the configured cap."""
 

@@ -16,6 +16,7 @@ RETRY_AFTER_S = 1
 # The only place that turns an error into a status; a code that is not here is a 500.
 STATUS_FROM_CODE = {
     "input": 400,
+    "context-length": 400,
     "body-too-large": 413,
     "unsupported-encoding": 415,
     "unknown-model": 404,
