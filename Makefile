@@ -142,7 +142,7 @@ build/tensorrt-bindings/.stamp: Makefile
 $(VENV310)/.stamp: setup.py constraints.txt
 	@echo "installing into $(VENV310)" >&2
 	$(call make_venv,$(PYTHON310),$(VENV310))
-	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort,rtx-build,text]' \
+	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort,rtx-build,chat]' \
 		httpx hypothesis onnx openai pytest 'tritonclient[http]'
 	@touch $@
 

@@ -224,3 +224,16 @@ MISTRAL = """\
 {%- endfor %}
 """
 ALL = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "mistral": MISTRAL}
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather of a <city>, in °C & more",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    },
+    {"type": "function", "function": {"name": "now", "parameters": {}}},
+]
+USER = {"role": "user", "content": " What is <the> weather?\n"}

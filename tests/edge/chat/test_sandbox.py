@@ -11,7 +11,7 @@ from edge.chat.sandbox import MAX_RENDER_S
 from edge.chat.template import ChatTemplate
 from edge.chat.tokenizer import MAX_PROMPT_CHARACTERS
 from edge.errors import InputError
-from tests.edge.chat.test_template import TOOLS, USER
+from tests.edge.chat.templates import TOOLS, USER
 
 # Bytes that a rendering may hold: what it counts are characters and elements of lists.
 MAX_HELD_BYTES = 200 << 20

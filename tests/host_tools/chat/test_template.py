@@ -10,27 +10,15 @@ from transformers.models.llama4 import processing_llama4
 from edge.chat.template import MAX_TEMPLATE_BYTES, ChatTemplate
 from edge.errors import InputError, ModelError
 from tests.edge.chat.made_tokenizers import byte_level
-from tests.edge.chat.templates import ALL, LLAMA, MISTRAL, QWEN3
+from tests.edge.chat.templates import ALL, LLAMA, MISTRAL, QWEN3, TOOLS, USER
 
 TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": "<|im_end|>"}
 REFERENCE = PreTrainedTokenizerFast(tokenizer_object=byte_level(), **TOKENS)
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "The weather of a <city>, in °C & more",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-        },
-    },
-    {"type": "function", "function": {"name": "now", "parameters": {}}},
-]
 CALL = {
     "id": "call12345",
     "type": "function",
     "function": {"name": "get_weather", "arguments": {"city": "Zürich", "days": [1, 2.5, None]}},
 }
-USER = {"role": "user", "content": " What is <the> weather?\n"}
 SYSTEM = {"role": "system", "content": "Be brief. "}
 ASSISTANT = {"role": "assistant", "content": "It is 'fine'.\n"}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
