@@ -86,6 +86,7 @@ EDGE_LAYERS = (
         "chat.candidates",
         "chat.decoder",
         "chat.detokenizer",
+        "chat.grammar",
         "chat.template",
         "classes",
         "config_options",
