@@ -107,6 +107,7 @@ EDGE_LAYERS = (
         "chat.drafting",
         "chat.sampling",
         "chat.sequence",
+        "chat.tools",
         "detections",
         "engine_cache",
         "oip_json",
@@ -116,6 +117,7 @@ EDGE_LAYERS = (
         "wsgi_environ",
     },
     {
+        "chat.answer_parser",
         "chat.prefix",
         "chat.step",
         "http_connection",
