@@ -86,6 +86,7 @@ EDGE_LAYERS = (
         "chat.candidates",
         "chat.decoder",
         "chat.detokenizer",
+        "chat.grammar",
         "chat.template",
         "classes",
         "config_options",
@@ -106,6 +107,7 @@ EDGE_LAYERS = (
         "chat.drafting",
         "chat.sampling",
         "chat.sequence",
+        "chat.tools",
         "detections",
         "engine_cache",
         "oip_json",
@@ -115,6 +117,7 @@ EDGE_LAYERS = (
         "wsgi_environ",
     },
     {
+        "chat.answer_parser",
         "chat.prefix",
         "chat.step",
         "http_connection",

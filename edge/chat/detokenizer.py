@@ -77,7 +77,7 @@ class StopFinder:
             _, at, self.found = min(found)
             self._held = ""
             return text[:at]
-        passed = len(text) - max(_overlap(text, stop) for stop in self._stops)
+        passed = len(text) - max(overlap(text, stop) for stop in self._stops)
         self._held = text[passed:]
         return text[:passed]
 
@@ -92,7 +92,7 @@ class StopFinder:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return how many characters at the end of text are the start of stop, but not all of it."""
     at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while at >= 0:
