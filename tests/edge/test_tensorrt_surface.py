@@ -25,7 +25,7 @@ BINDINGS = REPOSITORY / "build" / "tensorrt-bindings"
 VERSIONS = ("8.6.1", "10.3.0", "10.13.3.9", "11.4.0.106")
 MODULES = (
     "engine_builder", "engine_child", "tensorrt_library",
-    "trt_engine", "trt_layers", "trt_outputs", "trt_session",
+    "trt_engine", "bench.trt_layers", "trt_outputs", "trt_session",
 )  # fmt: skip
 # What our variables hold, by the name that the code gives them; "" is the module itself.
 CLASS_FROM_NAME = {
@@ -52,7 +52,7 @@ CLASS_FROM_NAME = {
 OURS = {
     "trt_session": {"engine", "_engine", "context"},
     "engine_child": {"engine"},
-    "trt_layers": {"layer"},
+    "bench.trt_layers": {"layer"},
     "trt_engine": {"context.bank", "context.shapes", "context.handle", "layer", "shapes"},
 }
 LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin", "libnvparsers")
@@ -121,7 +121,7 @@ def uses() -> tuple[set[Use], set[str]]:
     """Return what the code touches, and the last parts of names it asks for first."""
     found, optional = set(), set()
     for module in MODULES:
-        path = REPOSITORY / "edge" / f"{module}.py"
+        path = (REPOSITORY / "edge").joinpath(*module.split(".")).with_suffix(".py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and dotted(node.func) in {"hasattr", "getattr"}:
                 if isinstance(node.args[1], ast.Constant):
