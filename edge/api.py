@@ -14,7 +14,7 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from edge import __version__, embeddings, openapi
+from edge import __version__, embeddings, openai_form, openapi
 from edge.errors import EdgeError, InputError
 from edge.extensions import (
     EXTENSIONS,
@@ -129,7 +129,7 @@ def create_app(
         try:
             return _json(embeddings.model_entry(serving, name))
         except EdgeError as error:
-            return _response(embeddings.error_answer(error))
+            return _response(openai_form.error_answer(error))
 
     def metrics() -> Response:
         return Response(serving.metrics.exposition(), content_type=METRICS_CONTENT_TYPE)

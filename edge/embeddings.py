@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import base64
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
 from edge.asked import MAX_PARTS, Asked
-from edge.errors import EdgeError, InferenceError, InputError, UnknownModelError
-from edge.http_answer import HttpAnswer, answer_from_error, too_large
+from edge.errors import InferenceError, InputError, UnknownModelError
+from edge.http_answer import HttpAnswer, too_large
 from edge.manifest import Model
+from edge.openai_form import FieldError, decoded
 from edge.predict import tokenizer_of
 from edge.serving import ServedModel, Serving
 from edge.spec import AnyArray, check_feeds
@@ -29,27 +29,6 @@ from edge.text import Tokenizer, Tokens
 # tokens a request is about 1.2 MB of English.
 MAX_BODY_BYTES = 2 << 20
 MAX_INPUTS = 2048  # as OpenAI's
-
-_T = TypeVar("_T")
-_TYPE_FROM_STATUS = {
-    400: "invalid_request_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
-    409: "invalid_request_error",
-    413: "invalid_request_error",
-    415: "invalid_request_error",
-    429: "rate_limit_error",
-    503: "service_unavailable_error",
-    504: "timeout_error",
-}
-
-
-class FieldError(InputError):
-    """A field of the request is wrong; `field` names it."""
-
-    def __init__(self, message: str, field: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 class _Addressed(msgspec.Struct, frozen=True):
@@ -68,7 +47,6 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True):
 
 _ADDRESSED = msgspec.json.Decoder(_Addressed)
 _REQUEST = msgspec.json.Decoder(EmbeddingsRequest)
-_PLACE = re.compile(r"at `\$\.(\w+)")
 
 
 def model_of(body: bytes) -> str:
@@ -78,7 +56,7 @@ def model_of(body: bytes) -> str:
     """
     if len(body) > MAX_BODY_BYTES:
         raise too_large(MAX_BODY_BYTES)
-    return _decoded(_ADDRESSED, body).model
+    return decoded(_ADDRESSED, body, "request for embeddings").model
 
 
 def asked_from_body(body: bytes, served: ServedModel) -> Asked:
@@ -92,7 +70,7 @@ def asked_from_body(body: bytes, served: ServedModel) -> Asked:
         raise FieldError(
             f"model {model.name!r} is no encoder of texts; see GET /v1/models", "model"
         )
-    request = _decoded(_REQUEST, body)
+    request = decoded(_REQUEST, body, "request for embeddings")
     width = _width(model, model.embedding)
     if request.dimensions not in {None, width}:
         raise FieldError(
@@ -116,26 +94,6 @@ def asked_from_body(body: bytes, served: ServedModel) -> Asked:
         as_base64=request.encoding_format == "base64",
     )
     return Asked(parts=parts, encode=encode)
-
-
-def error_answer(error: EdgeError) -> HttpAnswer:
-    """Return the answer for an error, as OpenAI's clients read it."""
-    param = error.field if isinstance(error, FieldError) else None
-    if isinstance(error, UnknownModelError):
-        return in_openai_form(answer_from_error(error), param="model", code="model_not_found")
-    return in_openai_form(answer_from_error(error), param=param, code=error.code)
-
-
-def in_openai_form(
-    answer: HttpAnswer, *, param: str | None = None, code: str | None = None
-) -> HttpAnswer:
-    """Return an answer `{"error": message}` in the form that OpenAI's clients read."""
-    message = msgspec.json.decode(answer.body)["error"]
-    kind = _TYPE_FROM_STATUS.get(answer.status, "server_error")
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return HttpAnswer(
-        status=answer.status, body=msgspec.json.encode(body), headers=dict(answer.headers)
-    )
 
 
 def model_list(serving: Serving) -> dict[str, Any]:
@@ -166,17 +124,6 @@ def _listed(serving: Serving, model: Model) -> dict[str, Any]:
         "created": int(created.timestamp()),
         "owned_by": manifest.name,
     }
-
-
-def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    try:
-        return decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        place = _PLACE.search(str(error))
-        message = f"the body is no request for embeddings: {error}"
-        if place is None:
-            raise InputError(message) from error
-        raise FieldError(message, place[1]) from error
 
 
 def _width(model: Model, output: str) -> int:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from edge import embeddings
+from edge import openai_form
 from edge.asked import Asked, submit_in_turn
 from edge.errors import EdgeError
 from edge.http_answer import (
@@ -120,7 +120,7 @@ class InferHandler:
 
         if request.method != "POST":
             answer = wrong_method(request.method, request.path, "POST")
-            send(embeddings.in_openai_form(answer) if route.kind == "embeddings" else answer)
+            send(openai_form.in_openai_form(answer) if route.kind == "embeddings" else answer)
             return None
         served = None
         try:
@@ -282,6 +282,6 @@ class _Call:
 def _refusal(kind: Kind, error: Exception) -> HttpAnswer:
     """Return the answer for an error, in the form that the clients of this path read."""
     if isinstance(error, EdgeError):
-        return embeddings.error_answer(error) if kind == "embeddings" else answer_from_error(error)
+        return openai_form.error_answer(error) if kind == "embeddings" else answer_from_error(error)
     answer = json_error(500, AGENT_FAILED)
-    return embeddings.in_openai_form(answer) if kind == "embeddings" else answer
+    return openai_form.in_openai_form(answer) if kind == "embeddings" else answer

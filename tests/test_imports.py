@@ -93,6 +93,7 @@ EDGE_LAYERS = (
         "cuda_library",
         "http_request",
         "images",
+        "openai_form",
         "sealed",
         "session",
         "staging",

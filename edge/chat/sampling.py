@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -67,6 +68,19 @@ class Sampled:
     likeliest: tuple[TokenLogprob, ...] = ()
 
 
+class TokenConstraint(Protocol):
+    """What tokens may come in one sequence; see `grammar.Constraint`."""
+
+    def allowed(self) -> AnyArray:
+        """Return the bits of those that may come next, the lowest bit first.
+
+        UINT8 of shape (ceil(vocabulary / 8),).
+        """
+
+    def accept(self, token: int) -> None:
+        """Take the token that came."""
+
+
 class Workspace:
     """Memory that all samplers of one thread share, so that no step allocates a row."""
 
@@ -78,13 +92,21 @@ class Workspace:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence, one after the other."""
+    """Chooses the tokens of one sequence, one after the other.
+
+    prompt: its tokens. workspace: of the thread that samples. constraint: None allows all tokens.
+    """
 
     def __init__(
-        self, options: SamplingOptions, prompt: Sequence[int], workspace: Workspace
+        self,
+        options: SamplingOptions,
+        prompt: Sequence[int],
+        workspace: Workspace,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.options = options
         self._workspace = workspace
+        self._constraint = constraint
         seed = None if options.seed is None else options.seed & (1 << 64) - 1
         self._random = np.random.Generator(np.random.PCG64(seed))
         penalized = (options.presence_penalty, options.frequency_penalty) != (0, 0)
@@ -97,16 +119,17 @@ class Sampler:
         self._bias_ids = np.array([token for token, _ in pairs], np.int64)
         self._bias = np.array([bias for _, bias in pairs], np.float32)
 
-    def sample(self, row: AnyArray, allowed: AnyArray | None = None) -> Sampled:
-        """Return the next token.
+    def sample(self, row: AnyArray) -> Sampled:
+        """Return the next token. row: FP32 of shape (vocabulary,), not written to.
 
-        row: FP32 of shape (vocabulary,), not written to. allowed: bits of the tokens that may
-        come, UINT8 of shape (ceil(vocabulary / 8),), the lowest bit first; None is all.
         Raises InferenceError for logits that are no numbers, or if no token may come.
         """
+        allowed = None if self._constraint is None else self._constraint.allowed()
         token = self._chosen(self._altered(row, allowed))
         if self._history is not None:
             self._history.add(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
         if self.options.logprobs is None:
             return Sampled(token=token)
         return self._with_logprobs(token, row, self.options.logprobs)

@@ -155,7 +155,7 @@ def test_what_is_wrong_is_told_as_the_client_reads_it(agent: Agent, client: Any)
         ({"input": 5}, "input", "int"),
         ({"input": {"a": 1}}, "input", "object"),
         ({"input": None}, "input", "null"),
-        ({}, None, "missing required field `input`"),
+        ({}, "input", "missing required field `input`"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "hex"),
         ({"input": "a", "dimensions": 0}, "dimensions", ">= 1"),
         ({"input": "a", "model": 5}, "model", "int"),

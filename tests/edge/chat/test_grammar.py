@@ -50,16 +50,16 @@ class Speaker:
 
     def answer(self, grammar: str, seed: int, most: int = 1500) -> str:
         constraint = self.grammars.constraint(grammar)
-        sampler = Sampler(SamplingOptions(seed=seed), (), Workspace(self.vocabulary))
+        space = Workspace(self.vocabulary)
+        sampler = Sampler(SamplingOptions(seed=seed), (), space, constraint)
         random = np.random.default_rng(seed)
         tokens: list[int] = []
         while len(tokens) < most:
             row = random.normal(size=self.vocabulary).astype(np.float32)
-            token = sampler.sample(row, constraint.allowed()).token
+            token = sampler.sample(row).token
             if token == self.eos:
-                assert constraint.is_complete or tokens
+                assert constraint.is_complete
                 return self.library.decode(tokens, skip_special_tokens=False)
-            constraint.accept(token)
             tokens.append(token)
         raise AssertionError(f"no end after {self.library.decode(tokens)}")
 

@@ -27,19 +27,31 @@ def rows() -> np.ndarray:
     return (np.random.default_rng(1).normal(size=(8, VOCABULARY)) * 3).astype(np.float32)
 
 
-def sampler_of(options: SamplingOptions, prompt=PROMPT, vocabulary=VOCABULARY) -> Sampler:
-    return Sampler(options, prompt, Workspace(vocabulary))
+class Only:
+    """Allows some tokens, always the same."""
+
+    def __init__(self, tokens) -> None:
+        is_allowed = np.zeros(VOCABULARY, bool)
+        is_allowed[list(tokens)] = True
+        self.bits = np.packbits(is_allowed, bitorder="little")
+        self.accepted: list[int] = []
+
+    def allowed(self) -> np.ndarray:
+        return self.bits
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+def sampler_of(
+    options: SamplingOptions, prompt=PROMPT, vocabulary=VOCABULARY, only: Only | None = None
+) -> Sampler:
+    return Sampler(options, prompt, Workspace(vocabulary), only)
 
 
 def tokens_of(options: SamplingOptions, rows, prompt=PROMPT) -> list[int]:
     sampler = sampler_of(options, prompt)
     return [sampler.sample(row).token for row in rows]
-
-
-def bits_of(allowed) -> np.ndarray:
-    is_allowed = np.zeros(VOCABULARY, bool)
-    is_allowed[list(allowed)] = True
-    return np.packbits(is_allowed, bitorder="little")
 
 
 def reference(options: SamplingOptions, row: np.ndarray) -> np.ndarray:
@@ -167,17 +179,18 @@ def test_frequencies_are_the_probabilities():
 
 
 @pytest.mark.parametrize("options", [GREEDY, SEEDED, replace(SEEDED, top_k=3, bias=((5, 100.0),))])
-def test_only_tokens_of_the_mask_come(options, rows):
-    allowed = {5, 8, 13, 996, 999}
-    sampler = sampler_of(options)
-    assert {sampler.sample(row, bits_of(allowed)).token for row in rows} <= allowed
+def test_only_tokens_that_are_allowed_come_and_the_constraint_hears_of_them(options, rows):
+    only = Only({5, 8, 13, 996, 999})
+    sampler = sampler_of(options, only=only)
+    tokens = [sampler.sample(row).token for row in rows]
+    assert set(tokens) <= {5, 8, 13, 996, 999}
+    assert tokens == only.accepted
 
 
-def test_a_mask_of_one_token_gives_it_and_a_mask_of_none_is_an_error(rows):
-    sampler = sampler_of(SEEDED)
-    assert sampler.sample(rows[0], bits_of({999})).token == 999
+def test_a_constraint_to_one_token_gives_it_and_one_to_none_is_an_error(rows):
+    assert sampler_of(SEEDED, only=Only({999})).sample(rows[0]).token == 999
     with pytest.raises(InferenceError, match="no token may follow"):
-        sampler.sample(rows[0], bits_of(()))
+        sampler_of(SEEDED, only=Only(())).sample(rows[0])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -193,7 +206,7 @@ def test_the_row_is_not_written_to(rows):
     row = rows[0].copy()
     row.setflags(write=False)
     options = replace(SEEDED, presence_penalty=1.0, bias=((4, 1.0),), logprobs=3, top_p=0.9)
-    sampler_of(options).sample(row, bits_of(range(500)))
+    sampler_of(options, only=Only(range(500))).sample(row)
 
 
 def test_logprobs_are_the_models_own_whatever_the_options(rows):
