@@ -101,6 +101,7 @@ EDGE_LAYERS = (
     },
     {
         "chat.drafting",
+        "chat.ort_cache",
         "chat.sampling",
         "chat.sequence",
         "detections",
@@ -112,6 +113,7 @@ EDGE_LAYERS = (
         "wsgi_environ",
     },
     {
+        "chat.ort_decoder",
         "chat.prefix",
         "chat.step",
         "http_connection",
