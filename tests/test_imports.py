@@ -106,6 +106,7 @@ EDGE_LAYERS = (
     },
     {
         "chat.drafting",
+        "chat.ort_cache",
         "chat.sampling",
         "chat.sequence",
         "chat.tools",
@@ -119,6 +120,7 @@ EDGE_LAYERS = (
     },
     {
         "chat.answer_parser",
+        "chat.ort_decoder",
         "chat.prefix",
         "chat.step",
         "http_connection",
