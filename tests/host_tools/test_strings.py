@@ -33,6 +33,7 @@ from host_tools.pack import PackRequest, pack
 from tests.agents import running_agent
 from tests.models import WORDS, save, text_model
 
+CALLERS = 8
 SENT = [["dog"], ["a,b"], ['nobody\'s "word"\0'], ["grün"]]
 FOLLOWING = {word: WORDS[(place + 1) % len(WORDS)] for place, word in enumerate(WORDS)}
 
@@ -80,10 +81,12 @@ def agent(folder: Path) -> Iterator[Agent]:
 
 @pytest.fixture
 def client(agent: Agent) -> Iterator[triton.InferenceServerClient]:
-    with contextlib.closing(
-        triton.InferenceServerClient(agent.url.removeprefix("http://"), concurrency=8)
-    ) as opened:
+    with contextlib.closing(connected(agent)) as opened:
         yield opened
+
+
+def connected(agent: Agent) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(agent.url.removeprefix("http://"))
 
 
 def text_input(rows: list[list[Any]], *, binary: bool) -> triton.InferInput:
@@ -144,17 +147,18 @@ def test_arrays_of_bytes_are_strings_too(client: triton.InferenceServerClient) -
     assert result.as_numpy("same").tolist() == rows
 
 
-def test_requests_of_many_callers_are_joined_and_each_gets_its_own(
-    client: triton.InferenceServerClient,
-) -> None:
-    def ask(number: int) -> None:
-        rows = [[WORDS[(number + place) % 4]] for place in range(1 + number % 3)]
-        result = client.infer("words", [text_input(rows, binary=number % 2 == 0)])
-        for name, values in expected(rows).items():
-            assert result.as_numpy(name).tolist() == values
+def test_requests_of_many_callers_are_joined_and_each_gets_its_own(agent: Agent) -> None:
+    def ask(caller: int) -> None:
+        # A client of its own: greenlets, of which it is made, belong to a thread.
+        with contextlib.closing(connected(agent)) as client:
+            for number in range(caller, 64, CALLERS):
+                rows = [[WORDS[(number + place) % 4]] for place in range(1 + number % 3)]
+                result = client.infer("words", [text_input(rows, binary=number % 2 == 0)])
+                for name, values in expected(rows).items():
+                    assert result.as_numpy(name).tolist() == values
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(64)))
+    with ThreadPoolExecutor(CALLERS) as pool:
+        list(pool.map(ask, range(CALLERS)))
 
 
 def test_the_whole_body_may_be_one_string(agent: Agent) -> None:
