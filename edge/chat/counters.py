@@ -40,7 +40,8 @@ class Counters(Generic[S]):
 
     prompt_tokens, reused_tokens: of sequences that got a lane; reused ones were in the cache.
     prefix_hits: sequences that reused any. rows: lanes of all decode steps, idle_rows: of these
-    without a sequence. drafted, accepted: tokens of drafts, and those that came out.
+    without a sequence. moves: lanes copied or swapped. drafted, accepted: tokens of drafts, and
+    those that came out.
     Histograms: queue_s until a sequence has a lane, first_token_s until its first token,
     between_tokens_s, total_s until its end.
     """
@@ -51,7 +52,7 @@ class Counters(Generic[S]):
         self.generated_tokens = 0
         self.prefill_steps = self.decode_steps = self.failed_steps = 0
         self.prefill_s = self.decode_s = 0.0
-        self.rows = self.idle_rows = self.moves = 0
+        self.rows = self.idle_rows = self.moves = self.shrinks = 0
         self.drafted = self.accepted = 0
         self.queue_s, self.first_token_s = Histogram(), Histogram()
         self.between_tokens_s, self.total_s = Histogram(), Histogram()
@@ -59,6 +60,7 @@ class Counters(Generic[S]):
     def note_step(self, step: Step[S], seconds: float) -> None:
         """Count a step that has run."""
         self.moves += len(step.moves)
+        self.shrinks += step.shrink is not None
         if step.is_prefill:
             self.prefill_steps += 1
             self.prefill_s += seconds

@@ -48,6 +48,7 @@ class _Opened:
     decoder: Decoder
     spec: DecoderSpec
     eos: frozenset[int]
+    draft_tokens: int
     scheduler: Scheduler[Generation]
     stepper: Stepper
 
@@ -96,14 +97,14 @@ class Generator:
         Raises InputError for a prompt that the model cannot take, ContextLengthError for one that
         leaves no room for an answer, QueueFullError if too many wait, NotReadyError once stopping.
         """
-        inside, drafted = self._inside, self._options.draft_tokens
+        inside = self._inside
         check_request(request, inside.spec)
         generation = Generation(
             request,
             listener,
             context=inside.spec.context,
             eos=inside.eos,
-            drafter=Drafter(drafted) if drafted else None,
+            drafter=Drafter(inside.draft_tokens) if inside.draft_tokens else None,
             now=self._clock(),
         )
         with self._changed:
@@ -216,6 +217,7 @@ class Generator:
             decoder=decoder,
             spec=decoder.spec,
             eos=frozenset(decoder.spec.eos),
+            draft_tokens=min(self._options.draft_tokens, decoder.longest_step - 1),
             scheduler=scheduler,
             stepper=stepper,
         )

@@ -48,7 +48,8 @@ def greedy(prompt: Iterable[int], count: int, *, eos: tuple[int, ...] = ()) -> l
 class FakeDecoder:
     """A Decoder whose cache holds the tokens themselves, so that any mistake gives other logits.
 
-    before_step may block, count or raise. run: how many tokens steps had, with those of idle lanes.
+    before_step, before_copy: may block, count or raise. run: how many tokens steps had, with those
+    of idle lanes. cleared: lanes, in the order in which they were.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class FakeDecoder:
         eos: tuple[int, ...] = (),
         grows: bool = True,
         longest_step: int = 512,
-        before_step: Callable[[], None] | None = None,
+        before_step: Callable[[], None] = lambda: None,
+        before_copy: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = fake_spec(context, eos=eos)
         self.lanes = lanes
@@ -70,14 +72,14 @@ class FakeDecoder:
         self.threads: set[int] = set()
         self._cache = np.full((lanes, context), _GARBAGE)
         self._logits = np.empty(0, np.float32)
-        self._before_step = before_step
+        self.cleared: list[int] = []
+        self._before_step, self._before_copy = before_step, before_copy
 
     def step(self, first: int, tokens: IntArray, start: IntArray, rows: IntArray) -> FloatArray:
         self.threads.add(threading.get_ident())
         if self.is_closed:
             raise InferenceError("the decoder is closed; open the model again")
-        if self._before_step is not None:
-            self._before_step()
+        self._before_step()
         lanes, count = tokens.shape
         assert count <= self.longest_step
         assert tokens.dtype == start.dtype == rows.dtype == np.int64
@@ -99,6 +101,7 @@ class FakeDecoder:
 
     def copy_lane(self, source: int, target: int, length: int) -> None:
         assert source != target
+        self._before_copy()
         self._cache[target] = _GARBAGE
         self._cache[target, :length] = self._cache[source, :length]
 
@@ -108,6 +111,7 @@ class FakeDecoder:
         self._cache[[one, other], :length] = kept
 
     def clear_lane(self, lane: int) -> None:
+        self.cleared.append(lane)
         self._cache[lane] = _GARBAGE
 
     def shrink(self, length: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from edge.chat.generation import End, GenerationRequest, Piece
+from edge.chat.generation import GenerationRequest
 from edge.chat.generator import Generator, GeneratorOptions
 from edge.chat.sampling import Sampled
 from edge.chat.scheduler import SchedulerOptions
@@ -20,6 +20,7 @@ from edge.errors import (
     NotReadyError,
     QueueFullError,
 )
+from tests.edge.chat.ears import Ear
 from tests.edge.chat.fakes import FakeDecoder, greedy
 from tests.fakes import DEADLINE_S, FakeClock, Gate
 
@@ -56,33 +57,6 @@ class Letters:
 
     def finish(self) -> str:
         return self._held
-
-
-class Ear:
-    """A listener that keeps what it hears, and may do something at every token."""
-
-    def __init__(self, at_token: Callable[[int], None] = lambda count: None) -> None:
-        self.tokens: list[int] = []
-        self.text = ""
-        self.ends: list[End] = []
-        self._at_token = at_token
-        self._ended = threading.Event()
-
-    def on_piece(self, piece: Piece) -> None:
-        assert not self.ends
-        self.text += piece.text
-        self.tokens += [sampled.token for sampled in piece.tokens]
-        self._at_token(len(self.tokens))
-
-    def on_end(self, end: End) -> None:
-        self.ends.append(end)
-        self._ended.set()
-
-    @property
-    def end(self) -> End:
-        assert self._ended.wait(DEADLINE_S)
-        (end,) = self.ends
-        return end
 
 
 def letters(tokens: list[int]) -> str:
@@ -322,7 +296,8 @@ def test_three_failures_in_a_row_make_it_unready_and_a_success_ready_again(
 def test_a_failing_sampler_ends_its_generation_and_empties_its_lane(
     start: Callable[..., Generator],
 ) -> None:
-    generator = start(FakeDecoder(lanes=2))
+    decoder = FakeDecoder(lanes=2)
+    generator = start(decoder)
     with generator._changed:
         bad = ask(generator, [1, 2, 3], 9, sampler=Greedy(fails_at=4))
         good = ask(generator, [4, 5, 6], 9)
@@ -330,7 +305,36 @@ def test_a_failing_sampler_ends_its_generation_and_empties_its_lane(
     assert bad.tokens == greedy([1, 2, 3], 4)
     assert good.end.reason == "length"
     assert good.tokens == greedy([4, 5, 6], 9)
+    assert decoder.cleared == [0]
     assert ask(generator, [1, 2, 3, *bad.tokens], 9).end.reused == 0
+
+
+def test_where_lanes_could_not_be_moved_all_generations_end(
+    start: Callable[..., Generator],
+) -> None:
+    """Nobody knows then what is in any lane."""
+    problems = [InferenceError("device lost")]
+
+    def fail() -> None:
+        if problems:
+            raise problems.pop()
+
+    decoder = FakeDecoder(lanes=3, context=256, before_copy=fail)
+    generator = start(decoder)
+    prompt = [*range(20)] * 2
+    ears: list[Ear] = []
+
+    def ask_the_same(count: int) -> None:
+        if count == 3:
+            ears.append(ask(generator, prompt, 9))
+
+    first = Ear(ask_the_same)
+    generator.submit(request(prompt, 100), first)
+    assert str(first.end.error) == "device lost"
+    assert str(ears[0].end.error) == "device lost"
+    assert sorted(decoder.cleared) == [0, 1, 2]
+    again = ask(generator, prompt, 9)
+    assert (again.end.reused, again.tokens) == (0, greedy(prompt, 9))
 
 
 def test_a_failing_listener_loses_its_generation_and_nothing_else(

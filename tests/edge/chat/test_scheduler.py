@@ -225,7 +225,7 @@ def test_short_prompts_that_keep_coming_do_not_keep_a_long_one_from_its_end():
     long = sequence([5] * 160, 1)
     chats.add(long)
     steps = 0
-    while not long.generated:
+    while not long.generated and steps < 100:
         while chats.waiting + chats.running < 2:
             chats.add(sequence([6 + steps % 9] * 10, 1))
         steps += len(run(chats, decoder, 1))
@@ -242,6 +242,19 @@ def test_equal_prompts_are_computed_once():
     assert fed <= len(prompt)
     assert [one.reused for one in same] == [0, 99, 99, 99]
     assert all(one.tokens[100:].tolist() == greedy(prompt, 3) for one in same)
+
+
+def test_the_lane_that_was_used_longest_ago_is_given_up():
+    chats, decoder = scheduler(lanes=2), FakeDecoder(lanes=2, context=CONTEXT)
+    one, two = sequence([1] * 20, 3), sequence([2] * 20, 3)
+    for first in (one, two):
+        chats.add(first)
+        run(chats, decoder)
+    for prompt in (one.tokens.tolist(), [3] * 20, [*one.tokens.tolist(), 4]):
+        last = sequence(prompt, 3)
+        chats.add(last)
+        run(chats, decoder)
+    assert last.reused >= 22  # it was kept, and the second went
 
 
 def test_lanes_far_apart_become_neighbours():
