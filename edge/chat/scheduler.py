@@ -15,7 +15,7 @@ from typing import Generic
 
 import numpy as np
 
-from edge.chat.decoder import capacity_for
+from edge.chat.decoder import IntArray, capacity_for
 from edge.chat.prefix import MIN_COPIED, longest_prefix, place
 from edge.chat.sequence import Lane, S
 from edge.chat.step import Move, Part, Step
@@ -63,6 +63,7 @@ class Scheduler(Generic[S]):
         self._idle_rows = 0
         self._capacity = 0  # of the cache, if it grows
         self._roomy_steps = 0
+        self._all_rows = np.zeros((lanes, 1), np.int64)
 
     @property
     def waiting(self) -> int:
@@ -223,12 +224,17 @@ class Scheduler(Generic[S]):
             first=lanes[0].index,
             tokens=tokens,
             start=np.array([lane.filled for lane in lanes]),
-            rows=np.broadcast_to(np.arange(width), tokens.shape),
+            rows=self._row_numbers(len(lanes), width),
             parts=tuple(parts),
             is_prefill=False,
             moves=tuple(moves),
             shrink=shrink,
         )
+
+    def _row_numbers(self, lanes: int, width: int) -> IntArray:
+        if width > self._all_rows.shape[1]:
+            self._all_rows = np.tile(np.arange(width), (len(self._lanes), 1))
+        return self._all_rows[:lanes, :width]
 
     def _span(self, ready: list[Lane[S]]) -> list[Lane[S]]:
         return self._lanes[ready[0].index : ready[-1].index + 1]
@@ -236,6 +242,8 @@ class Scheduler(Generic[S]):
     def _width(self, lanes: list[Lane[S]], ready: list[Lane[S]]) -> int:
         """Return how many tokens each lane runs: no lane may run beyond the context."""
         longest = max(len(lane.sequence.draft) for lane in ready if lane.sequence is not None)
+        if longest == 0:
+            return 1
         room = min(self._context - lane.filled for lane in lanes if lane.sequence is not None)
         return min(1 + longest, room)
 
