@@ -81,7 +81,7 @@ class OrtDecoder:
         if self._session is None:
             raise InferenceError("the decoder is closed; open the model again")
         (lanes, count), wanted = tokens.shape, rows.shape[1]
-        end = int(start.max()) + count
+        end = max(start.tolist()) + count
         if end > self.spec.context or not 0 <= first <= first + lanes <= self.lanes:
             raise ValueError(f"lanes {first}..{first + lanes - 1}, positions up to {end}")
         if self._cache.reserve(end):
