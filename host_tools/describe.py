@@ -18,8 +18,8 @@ from edge.manifest import (
     Manifest,
     Model,
     Variant,
-    manifest_from_bytes,
 )
+from edge.manifest_reading import manifest_from_bytes
 from edge.trust import MAX_SIGNATURE_BYTES, signature_from_bytes
 from host_tools.engine_record import EngineRecord
 from host_tools.use_words import use_lines

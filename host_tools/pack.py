@@ -45,8 +45,8 @@ from edge.manifest import (
     Variant,
     bytes_from_manifest,
     is_plain_name,
-    manifest_from_bytes,
 )
+from edge.manifest_reading import manifest_from_bytes
 from edge.ort_session import OrtSession
 from edge.self_test import run_self_test
 from edge.session import Session
