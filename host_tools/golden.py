@@ -63,9 +63,9 @@ def make_golden(
 ) -> Golden:
     """Run every form of the model on every case, store the fp32 tensors, and return the Golden.
 
-    runs: precision and what computes it, fp32, or else the most exact, first; a precision may come in several forms, the
-    worst counts. The tolerance of fp32 is fixed; that of the others is what was measured here
-    times a margin, since kernels differ between devices.
+    runs: precision and what computes it, fp32 or else the most exact first; a precision may come
+    in several forms, the worst counts. The tolerance of fp32 is fixed; that of the others is what
+    was measured here times a margin, since kernels differ between devices.
     store: called as (artifact path, content).
     Raises GoldenError for an output that is not finite, and for a precision so far from fp32 that
     its self-test would accept anything.

@@ -75,10 +75,11 @@ from host_tools.samples import samples_at
 class PackRequest:
     """What goes into a bundle.
 
-    fp32: an ONNX file that `export` wrote, or the folder of a chat model that `export-chat` wrote;
-    that has its own golden prompts, and nothing else is asked of it. engines: the folder that `edge-kit build` wrote from fp32. class_names, detection, embedding,
-    tokenizer: see `pack_processing`; tokenizer also reads golden samples that are text.
-    golden: real samples, an .npz file, a folder of them, or text with a tokenizer.
+    fp32: an ONNX file that `export` wrote, or the folder of a chat model that `export-chat` wrote:
+    that has its own golden prompts, and nothing else is asked of it. engines: the folder that
+    `edge-kit build` wrote from fp32. class_names, detection, embedding, tokenizer: see
+    `pack_processing`; tokenizer also reads golden samples that are text. golden: real samples, an
+    .npz file, a folder of them, or text with a tokenizer.
     threads: intra-op threads for the measurements; None means every CPU of this process.
     version: of the bundle. model_version: what clients ask for, in /v2/models/M/versions/V.
     """
@@ -148,9 +149,9 @@ def _packer(request: PackRequest) -> Callable[[BlobStore, Path, Callable[[str], 
     """Read what can be refused before anything is written; return what packs the model."""
     if request.fp32.is_dir():
         return functools.partial(_pack_chat_model, request)
+    models: dict[Precision, onnx.ModelProto] = {"fp32": load_model(request.fp32)}
     if request.golden is None:
         raise UsageError("pack needs --golden: real samples for the self-test on the device")
-    models: dict[Precision, onnx.ModelProto] = {"fp32": load_model(request.fp32)}
     table, table_bytes = None, b""
     if request.int8 is not None:
         models["int8"] = with_stored_int8(load_model(ort_path(request.int8)))
