@@ -34,6 +34,7 @@ from edge.http_answer import (
     wrong_method,
 )
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from edge.openapi_operations import OPENAPI_PATH
 from edge.repository import Repository
 from edge.serving import Serving
 from edge.spec import TensorSpec
@@ -157,7 +158,7 @@ def create_app(
         ("/v1/models/<name>", listed_model),
         ("/metrics", metrics),
         ("/telemetry", telemetry),
-        (openapi.OPENAPI_PATH, openapi_document),
+        (OPENAPI_PATH, openapi_document),
     ):
         app.add_url_rule(rule, view_func=view, methods=["GET"], strict_slashes=False)
     # The specification's OpenAPI file has this spelling as well.
