@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edge import chat_page, openai_form
-from edge.chat.chat_model import ChatModel, Prepared
+from edge.chat.answer import SSE, Prepared
+from edge.chat.chat_model import ChatModel
 from edge.chat.generation import End, Generation, Piece
 from edge.chat.openai_request import chat_request, completion_request, model_of
 from edge.errors import DeadlineError, EdgeError, InputError
@@ -38,7 +39,6 @@ MAX_BODY_BYTES = 8 << 20
 # While an answer has no lane its client is told so often how many are before it.
 QUEUE_NEWS_S = 1.0
 AHEAD_HEADER = "Edge-Queue-Ahead"
-EVENTS = "text/event-stream"
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class _ChatCall:
         self._handler.serving.metrics.record_response(200)
         self._reply(self._stream)
         self._stream.send(prepared.answer.open())
-        if ahead is not None and prepared.answer.content_type.startswith(EVENTS):
+        if ahead is not None and prepared.answer.content_type.startswith(SSE):
             self._tell_later(served)
 
     def _tell_later(self, served: ServedChat) -> None:
@@ -292,8 +292,12 @@ class _ChatCall:
         elif end is None or prepared is None:
             stream.break_off()
         else:
-            stream.send(prepared.answer.end(index, end))
-            stream.end()
+            try:
+                stream.send(prepared.answer.end(index, end))
+            except EdgeError:  # a stream of text alone has no words for it
+                stream.break_off()
+            else:
+                stream.end()
 
     def _end(self) -> None:
         """Let go of everything; answers that are still made are cancelled."""

@@ -296,7 +296,8 @@ def _tokenizer(bundle: Bundle, model: Model) -> Tokenizer | None:
 
 
 def _grown(before: int) -> int:
-    return max(0, psutil.Process().memory_info().rss - before)
+    after: int = psutil.Process().memory_info().rss
+    return max(0, after - before)
 
 
 def _alone(worker: Worker) -> Callable[[Feeds], dict[str, AnyArray]]:

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
+from edge.chat.sampling_defaults import SamplingDefaults
+
 MAX_NAMED_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingDefaults:
-    """How tokens are chosen where a request does not say; as in a generation_config.json.
-
-    temperature: 0 takes the likeliest. top_k, top_p, min_p: None cuts nothing off.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +44,4 @@ def problem_with(facts: ChatFacts) -> str | None:
     """Return what no chat model can be in facts that come from a file, None if it can."""
     if len(facts.tokens) > MAX_NAMED_TOKENS:
         return f"it names {len(facts.tokens)} tokens, more than {MAX_NAMED_TOKENS}"
-    sampling = facts.sampling
-    bounds: tuple[tuple[str, float | None, float, float], ...] = (
-        ("temperature", sampling.temperature, 0.0, 100.0),
-        ("top_k", sampling.top_k, 1, 1 << 24),
-        ("top_p", sampling.top_p, 0.0, 1.0),
-        ("min_p", sampling.min_p, 0.0, 1.0),
-        ("repetition_penalty", sampling.repetition_penalty, 0.01, 100.0),
-    )
-    for name, value, low, high in bounds:
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            return f"sampling.{name} is {value}, it must be {low:g}..{high:g}"
     return None

@@ -30,4 +30,5 @@ def golden_logits(decoder: Decoder, tokens: IntArray) -> FloatArray:
 def _step(decoder: Decoder, tokens: IntArray, start: int) -> FloatArray:
     wanted = np.array([[len(tokens) - 1]])
     logits = decoder.step(0, np.ascontiguousarray(tokens[None]), np.array([start]), wanted)
-    return logits[0, 0].copy()
+    row: FloatArray = logits[0, 0].copy()  # the next step may overwrite it
+    return row

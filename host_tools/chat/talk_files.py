@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edge.chat.facts import SamplingDefaults
+from edge.chat.sampling_defaults import SamplingDefaults
 from edge.chat.template import ChatTemplate
 from edge.chat.tokenizer import ChatTokenizer
 from edge.errors import UsageError
@@ -100,10 +100,10 @@ def _sampling(folder: Path) -> SamplingDefaults:
         )
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ExportError(f"{path} is malformed: {error}") from error
-    return SamplingDefaults(
-        temperature=1.0 if said.temperature is None else said.temperature,
-        top_k=said.top_k or None,
-        top_p=said.top_p,
-        min_p=said.min_p,
-        repetition_penalty=said.repetition_penalty or 1.0,
-    )
+    given = {key: value for key, value in msgspec.structs.asdict(said).items() if value is not None}
+    if given.get("top_k") == 0:  # transformers' word for all
+        del given["top_k"]
+    try:
+        return msgspec.convert(given, SamplingDefaults)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"{path}: no sampler does this: {error}") from error
