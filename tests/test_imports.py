@@ -48,6 +48,7 @@ EDGE_LAYERS = (
         "bench.usage",
         "capture",
         "chat",
+        "chat.quality_facts",
         "chat.sandbox",
         "devices",
         "errors",
