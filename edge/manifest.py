@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edge.chat.facts import ChatFacts, ChatQuality
+from edge.chat.facts import ChatFacts
+from edge.chat.quality_facts import ChatQuality
 from edge.chat.spec import DecoderSpec
 from edge.classes import Classes
 from edge.detections import Detection

@@ -26,19 +26,16 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def session_options(onnxruntime: Any, *, has_int8_arithmetic: bool = True) -> Any:
+def session_options(onnxruntime: Any) -> Any:
     """Return new options under which int8 is right on every CPU.
 
     x86 without VNNI multiplies uint8 by int8 in instructions that saturate at 16 bits: a net that
     is right elsewhere lost 11 points of its accuracy on such a CPU. With this entry ONNX Runtime
     takes instructions that do not; CPUs with VNNI run as without it.
     Source: onnxruntime_session_options_config_keys.h, kOrtSessionOptionsAvx2PrecisionMode.
-    has_int8_arithmetic: False for graphs whose int8 weights meet float activations; the entry
-    gives such weights, if their scales are per channel, one zero point, and then refuses them.
     """
     options = onnxruntime.SessionOptions()
-    if has_int8_arithmetic:
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

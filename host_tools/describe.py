@@ -9,7 +9,7 @@ from rich.table import Table
 
 from calibration.cost import Cost
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
-from edge.chat.facts import ChatQuality
+from edge.chat.quality_facts import ChatQuality
 from edge.devices import Device
 from edge.errors import UsageError
 from edge.files import read_capped
@@ -175,7 +175,7 @@ def _where(variant: Variant) -> str:
 def _quality_line(variant: Variant, quality: ChatQuality) -> str:
     return (
         f"{variant.id}: perplexity {quality.perplexity:.2f} against "
-        f"{quality.reference_perplexity:.2f}, KL {quality.kl_mean:.4f} nats, same token "
+        f"{quality.fp32_perplexity:.2f}, KL {quality.kl_mean:.4f} nats, same token "
         f"{quality.top1_agreement_percent:.1f} %, on {quality.tokens} tokens"
     )
 

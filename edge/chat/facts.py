@@ -1,4 +1,4 @@
-"""What the Manifest says of a chat model: how it is talked to, and what its precisions lose."""
+"""What the Manifest says of how a chat model is talked to."""
 
 from __future__ import annotations
 
@@ -7,22 +7,6 @@ from dataclasses import dataclass, field
 from edge.chat.sampling_defaults import SamplingDefaults
 
 MAX_NAMED_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatQuality:
-    """One variant against the most exact one of its model, on text that calibration never saw.
-
-    tokens: predicted ones. kl: divergence of the next token's distribution from the reference's,
-    in nats. top1_agreement_percent: how often the likeliest token is the same.
-    """
-
-    tokens: int
-    perplexity: float
-    reference_perplexity: float
-    kl_mean: float
-    kl_p99: float
-    top1_agreement_percent: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

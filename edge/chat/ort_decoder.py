@@ -56,7 +56,7 @@ class OrtDecoder:
         or is no chat graph.
         """
         ort = load_onnxruntime()
-        options = session_options(ort, has_int8_arithmetic=False)
+        options = session_options(ort)
         options.intra_op_num_threads = intra_op_threads or 0
         options.log_severity_level = _LOG_SEVERITY
         options.add_session_config_entry("session.force_spinning_stop", "1")

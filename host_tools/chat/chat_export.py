@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from edge import __version__
-from edge.chat.facts import ChatQuality
 from edge.chat.golden import GOLDEN_ROWS
+from edge.chat.quality_facts import ChatQuality
 from edge.chat.sampling_defaults import SamplingDefaults
 from edge.chat.spec import DecoderSpec, Form
 from edge.chat.template import ChatTemplate
