@@ -213,7 +213,7 @@ EDGE_LAYERS = (
 )
 LAYER_OF = {module: depth for depth, layer in enumerate(EDGE_LAYERS) for module in layer}
 # Who may enter a package of edge: all other modules do without it.
-ENTERED_BY = {"bench": {"cli"}, "capture": {"agent", "cli", "openapi"}}
+ENTERED_BY = {"bench": {"cli"}, "capture": {"agent", "cli", "openapi", "openapi_operations"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
