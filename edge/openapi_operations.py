@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge import openapi_answers as answers
+from edge import openapi_chat
 from edge.capture.capture_file import CAPTURE_PATH, STATE_HEADER
 from edge.capture.recording import Wish
+from edge.chat.answer import EVENTS
+from edge.chat.openai_request import ChatCompletionRequest, CompletionRequest
+from edge.chat.plain import PlainRequest
 from edge.embeddings import EmbeddingsRequest
 from edge.extensions import ChangeRequest, IndexRequest
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
@@ -23,6 +27,7 @@ VERSION = f"{MODEL}/versions/{{MODEL_VERSION}}"
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+TEXT = "text/plain"
 BYTES: Json = {}  # any bytes: the content type says how they are read
 
 _RUN = (404, 415, 429, 504)
@@ -106,6 +111,21 @@ def _capture(
     )
 
 
+def _chat(path: str, id_: str, summary: str, asked: Any, answer: Any) -> Operation:
+    return Operation(
+        path=path,
+        method="post",
+        id=id_,
+        summary=summary,
+        answer={JSON: answer, EVENTS: {"type": "string"}},
+        statuses=_RUN,
+        body={JSON: asked},
+        needs_body=True,
+        parameters=("ContentEncoding", "AcceptEncoding"),
+        failure=answers.OpenAiFailure,
+    )
+
+
 _IMAGES: Json = {
     "type": "object",
     "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
@@ -159,6 +179,38 @@ OPERATIONS: tuple[Operation, ...] = (
         body={JSON: EmbeddingsRequest},
         needs_body=True,
         failure=answers.OpenAiFailure,
+    ),
+    _chat(
+        "/v1/chat/completions",
+        "chatCompletion",
+        "The answer to a conversation, as OpenAI's clients ask for it.",
+        ChatCompletionRequest,
+        openapi_chat.ChatCompletion,
+    ),
+    _chat(
+        "/v1/completions",
+        "completion",
+        "The continuation of a text, as OpenAI's clients ask for it.",
+        CompletionRequest,
+        openapi_chat.Completion,
+    ),
+    Operation(
+        path="/chat",
+        method="post",
+        id="ask",
+        summary="The answer to a question.",
+        answer={JSON: openapi_chat.PlainAnswer, TEXT: {"type": "string"}},
+        statuses=_RUN,
+        body={JSON: PlainRequest},
+        needs_body=True,
+        parameters=("ContentEncoding", "AcceptEncoding"),
+    ),
+    Operation(
+        path="/chat",
+        method="get",
+        id="chatPage",
+        summary="A page to chat in.",
+        answer={"text/html": {"type": "string"}},
     ),
     Operation(
         path="/v1/models",
