@@ -88,6 +88,7 @@ EDGE_LAYERS = (
         "chat.decoder",
         "chat.detokenizer",
         "chat.grammar",
+        "chat.page",
         "chat.template",
         "classes",
         "config_options",
