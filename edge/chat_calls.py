@@ -11,11 +11,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from edge import chat_page, openai_form
+from edge import openai_form
 from edge.chat.answer import SSE, Prepared
 from edge.chat.chat_model import ChatModel
 from edge.chat.generation import End, Generation, Piece
 from edge.chat.openai_request import chat_request, completion_request, model_of
+from edge.chat.page import PAGE_PATH, chat_page
 from edge.errors import DeadlineError, EdgeError, InputError
 from edge.http_answer import (
     AGENT_FAILED,
@@ -60,7 +61,7 @@ _PATHS = {
     "/v1/completions": _Path(
         read=lambda model, body: model.complete(completion_request(body)), is_openai=True
     ),
-    "/chat": _Path(read=lambda model, body: model.ask(body), is_openai=False),
+    PAGE_PATH: _Path(read=lambda model, body: model.ask(body), is_openai=False),
 }
 
 
@@ -102,8 +103,8 @@ class ChatHandler:
             self.serving.metrics.record_response(answer.status)
             reply(packed(answer, request.header(b"accept-encoding")))
 
-        if request.path.rstrip("/") == "/chat" and request.method in {"GET", "HEAD"}:
-            send(chat_page.answer())
+        if request.path.rstrip("/") == PAGE_PATH and request.method in {"GET", "HEAD"}:
+            send(chat_page())
             return None
         if request.method != "POST":
             allowed = "POST" if path.is_openai else "GET, POST"

@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
         request.refusal = self._admit(request)
         if fields.get(b"expect", b"").lower() == b"100-continue":
             if request.refusal is None:
-                self._outlet.write([b"HTTP/1.1 100 Continue\r\n\r\n"])
+                self._outlet.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             elif self._answering is None:  # nobody knows whether the body still comes
                 raise RefusedError(request.refusal)
 
@@ -355,8 +355,8 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
 
     def _write(self, answer: HttpAnswer, *, closes: bool, has_body: bool = True) -> None:
-        head = answer_head(answer, closes=closes)
-        self._outlet.write([head, answer.body] if has_body else [head])
+        body = answer.body if has_body else b""
+        self._outlet.write_both(answer_head(answer, closes=closes), body)
 
     def _drop_all(self) -> None:
         """Let go of every request; nobody will hear the answer to the one under way."""

@@ -28,16 +28,18 @@ class Outlet:
         size: int = self._transport.get_write_buffer_size()
         return size
 
-    def write(self, pieces: list[bytes]) -> None:
-        """Write pieces, in one go."""
-        size = sum(map(len, pieces))
-        self._written += size
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        elif size < MAX_JOINED_BYTES:
-            self._transport.write(b"".join(pieces))
+    def write(self, content: bytes) -> None:
+        """Write bytes."""
+        self._written += len(content)
+        self._transport.write(content)
+
+    def write_both(self, head: bytes, body: bytes) -> None:
+        """Write two pieces in one go, without copying a large body."""
+        if len(body) < MAX_JOINED_BYTES:
+            self.write(head + body)
         else:
-            self._transport.writelines(pieces)
+            self._written += len(head) + len(body)
+            self._transport.writelines([head, body])
 
     def has_moved(self, now: float) -> bool:
         """Return whether the client took anything since this was asked last."""

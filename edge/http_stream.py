@@ -49,11 +49,11 @@ class HttpStream:
         """End the body; the connection goes on, or closes, as after an HttpAnswer."""
         if self._outlet is None:
             return
-        pieces = self._take()
+        content = self._take()
         if self._is_chunked and self._has_body:
-            pieces.append(_LAST_CHUNK)
-        if pieces:
-            self._outlet.write(pieces)
+            content += _LAST_CHUNK
+        if content:
+            self._outlet.write(content)
         on_end = self._on_end
         self.let_go()
         on_end(self._closes)
@@ -97,8 +97,8 @@ class HttpStream:
         outlet = self._outlet
         if outlet is None:
             return
-        if pieces := self._take():
-            outlet.write(pieces)
+        if content := self._take():
+            outlet.write(content)
         self.let_go()
         if self._is_chunked:
             outlet.close()
@@ -118,16 +118,16 @@ class HttpStream:
         if outlet.unsent_bytes > MAX_UNSENT_BYTES:
             self.let_go()
             outlet.abort()  # and with the connection's end the handler hears of it
-        elif pieces := self._take():
-            outlet.write(pieces)
+        elif content := self._take():
+            outlet.write(content)
 
-    def _take(self) -> list[bytes]:
+    def _take(self) -> bytes:
         """Return what is to be written, in the coding of the transfer."""
-        pieces, self._pieces = self._pieces, []
-        if pieces and self._is_chunked:
-            size = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
-            pieces = [b"%x\r\n" % size, *pieces, b"\r\n"]
+        pieces = self._pieces
+        content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if content and self._is_chunked:
+            content = b"%x\r\n%b\r\n" % (len(content), content)
         if self._head:
-            pieces.insert(0, self._head)
-            self._head = b""
-        return pieces
+            content, self._head = self._head + content, b""
+        return content

@@ -188,11 +188,13 @@ def test_what_is_sent_in_one_turn_leaves_with_one_write(
         connection.sendall(GET)
         stream = running.stream()
         read_until(connection, b"\r\n\r\n")
-        writes: list[list[bytes]] = []
+        writes: list[bytes] = []
         outlet = stream._outlet
         assert outlet is not None
         write = outlet.write
-        monkeypatch.setattr(outlet, "write", lambda pieces: (writes.append(pieces), write(pieces)))
+        monkeypatch.setattr(
+            outlet, "write", lambda content: (writes.append(content), write(content))
+        )
         running.call(send_three_and_end)
         assert read_until(connection, b"0\r\n\r\n") == b"d\r\none two three\r\n0\r\n\r\n"
         assert len(writes) == 1
@@ -473,12 +475,12 @@ def test_a_client_that_takes_less_than_comes_is_not_stalled_and_one_that_takes_n
     transport = Full()
     outlet = Outlet(transport, StillLoop())  # type: ignore[arg-type]
     for now in range(1, 100):  # ever more waits, and yet it moves
-        outlet.write([b"x" * 10])
+        outlet.write(b"x" * 10)
         transport.unsent -= 1
         assert outlet.has_moved(now)
         assert outlet.stalled_s(now) == 0
     for now in range(100, 200):
-        outlet.write([b"x"])
+        outlet.write(b"x")
         assert not outlet.has_moved(now)
         assert outlet.stalled_s(now) == now - 99
     transport.unsent = 0
