@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge.console import print_json, say
-from host_tools.terminal import FOLDER
+from host_tools.terminal import FILE, FOLDER
 
 if TYPE_CHECKING:
     from edge.manifest import Precision
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     help="Tokens of a conversation at most; default: what the model was made for, up to 32768.",
 )
 @click.option(
+    "--text",
+    type=FILE,
+    help="Plain text that the model should be good at; each precision is judged on its end, by "
+    "perplexity and divergence from fp32.",
+)
+@click.option("--force", is_flag=True, help="Write precisions that lose too much as well.")
+@click.option(
     "--compare/--no-compare",
     default=True,
     show_default=True,
@@ -41,10 +48,8 @@ if TYPE_CHECKING:
 def export_chat(
     folder: Path,
     precisions: tuple[Precision, ...],
-    context: int | None,
-    compare: bool,
-    out: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Export the chat model of a Hugging Face FOLDER, ready for `pack`.
 
@@ -54,16 +59,15 @@ def export_chat(
     from host_tools.chat.chat_export import ChatExportOptions
     from host_tools.chat.chat_export import export_chat as write
 
-    options = ChatExportOptions(
-        folder=folder, out=out, precisions=precisions, context=context, compare=compare
-    )
-    record = write(options, say=say)
+    record = write(ChatExportOptions(folder=folder, precisions=precisions, **options), say=say)
     if as_json:
         print_json(record)
         return
     names = ", ".join(variant.precision for variant in record.variants)
     context_words = f"{record.variants[0].decoder.context:,} tokens of context"
-    click.echo(f"wrote {out}: {names}, {context_words}; pack it with `edge-kit pack {out}`")
+    click.echo(
+        f"wrote {options['out']}: {names}, {context_words}; next: edge-kit pack {options['out']}"
+    )
 
 
 CHAT_COMMANDS = (export_chat,)

@@ -15,17 +15,20 @@ from pathlib import Path
 
 import msgspec
 
+from calibration.errors import GateError
 from edge import __version__
 from edge.chat.golden import GOLDEN_ROWS
 from edge.chat.quality_facts import ChatQuality
 from edge.chat.sampling_defaults import SamplingDefaults
 from edge.chat.spec import DecoderSpec, Form
 from edge.chat.template import ChatTemplate
-from edge.chat.tokenizer import ChatTokenizer
+from edge.chat.tokenizer import MAX_PROMPT_CHARACTERS, ChatTokenizer
 from edge.errors import UsageError
 from edge.files import atomic_directory, read_capped, storage_errors
 from edge.manifest import Precision
 from host_tools.chat.compare import compare_with_transformers
+from host_tools.chat.layerwise import IntArray
+from host_tools.chat.quality import LIMITS, measure_quality, quality_problems, token_windows
 from host_tools.chat.talk_files import TalkFiles, talk_files_from_folder
 from host_tools.chat.writer import WriteOptions, write_decoder
 
@@ -34,6 +37,9 @@ TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "template.jinja"
 MAX_RECORD_BYTES = 4 << 20
 SCHEMA = 1
+MAX_TEXT_BYTES = 64 << 20
+HELD_OUT = 4  # a part of so many is judged on
+QUALITY_TOKENS = 2048  # a minute of two cores for a model of 250 million parameters
 # The most exact first: golden logits come from the first there is.
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 GOLDEN_TEXTS = (
@@ -47,13 +53,20 @@ GOLDEN_TOKENS = 48
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatExportOptions:
-    """What to export. compare: with transformers, which needs memory for the model in fp32."""
+    """What to export.
+
+    text: a file of plain text that the model should be good at; the quality of each precision is
+    measured on its end. force: write what fails its limits too. compare: with transformers, which
+    needs memory for the model in fp32.
+    """
 
     folder: Path
     out: Path
     precisions: tuple[Precision, ...] = ("fp32",)
     form: Form = "scatter"
     context: int | None = None
+    text: Path | None = None
+    force: bool = False
     compare: bool = True
 
 
@@ -84,11 +97,13 @@ class ChatExport:
 def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> ChatExport:
     """Write options.out, whole or not at all, and return its record.
 
-    Raises UsageError, ExportError or ModelError for a folder that cannot be exported, and
-    ParityError if the most exact graph does not compute what transformers does.
+    Raises UsageError, ExportError or ModelError for a folder that cannot be exported, ParityError
+    if the most exact graph does not compute what transformers does, and GateError if a precision
+    loses more than its limits.
     """
     talk = talk_files_from_folder(options.folder)
     golden = golden_prompts(talk)
+    held_out = None if options.text is None else _held_out(options.text, talk)
     chosen = [precision for precision in PRECISIONS if precision in options.precisions]
     with storage_errors("write", options.out), atomic_directory(options.out) as scratch:
         (scratch / TOKENIZER_NAME).write_bytes(talk.tokenizer)
@@ -99,9 +114,15 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
             write = WriteOptions(form=options.form, weights=precision, context=options.context)
             written = write_decoder(options.folder, scratch / f"{precision}.onnx", write, say=say)
             say(f"{precision}: {written.weight_bytes / 1e6:,.1f} MB of weights")
+            quality = None
+            if held_out is not None:
+                quality = _judged(options, precision, written.path, held_out, say)
             variants.append(
                 ExportedVariant(
-                    precision=precision, file=written.path.name, decoder=written.decoder
+                    precision=precision,
+                    file=written.path.name,
+                    decoder=written.decoder,
+                    quality=quality,
                 )
             )
         if options.compare:
@@ -148,3 +169,42 @@ def golden_prompts(talk: TalkFiles) -> tuple[tuple[int, ...], ...]:
     if not prompts:
         raise UsageError("the tokenizer makes no tokens of English text; is it that of the model?")
     return tuple(prompts)
+
+
+def _held_out(path: Path, talk: TalkFiles) -> IntArray:
+    """Return the end of a text as windows of tokens; what is before it is for calibration."""
+    text = read_capped(path, max_bytes=MAX_TEXT_BYTES, follow_links=True)
+    try:
+        words = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}; give plain text") from error
+    words = words[-(len(words) // HELD_OUT) - 1 :][:MAX_PROMPT_CHARACTERS]
+    tokenizer = ChatTokenizer.open(talk.tokenizer)
+    begin = talk.tokens.get("bos_token")
+    first = None if begin is None else tokenizer.token_of(begin)
+    return token_windows(tokenizer.encode(words), most=QUALITY_TOKENS, begin=first)
+
+
+def _judged(
+    options: ChatExportOptions,
+    precision: Precision,
+    graph: Path,
+    held_out: IntArray,
+    say: Callable[[str], None],
+) -> ChatQuality:
+    """Return the quality of a graph; raises GateError if it is not good enough."""
+    quality = measure_quality(options.folder, graph, held_out)
+    say(
+        f"{precision}: perplexity {quality.perplexity:.3f} (fp32 {quality.fp32_perplexity:.3f}), "
+        f"KL {quality.kl_mean:.4f} nats, same token {quality.top1_agreement_percent:.1f} %, on "
+        f"{quality.tokens} tokens"
+    )
+    problems = quality_problems(quality, LIMITS[precision])
+    if problems and not options.force:
+        raise GateError(
+            f"{precision} loses too much: {'; '.join(problems)}; leave it out, or take it as it is "
+            "with --force"
+        )
+    for problem in problems:
+        say(f"{precision}: {problem}; written all the same")
+    return quality

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import onnx
 import pytest
 
+from calibration.errors import GateError
 from edge.agent import Agent
 from edge.bundle import open_bundle
 from edge.config import AgentConfig
@@ -123,6 +125,24 @@ def test_an_export_of_other_weights_than_transformers_reads_is_refused(
     with pytest.raises(ParityError, match="from transformers"):
         export_chat(options, say=quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_precision_that_loses_too_much_on_the_text_is_refused_unless_forced(
+    folder: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat; the dog ran far away. " * 40)
+    options = ChatExportOptions(
+        folder=folder, out=tmp_path / "out", precisions=("fp32", "int4"), text=text, compare=False
+    )
+    with pytest.raises(GateError, match=r"int4 loses too much: .*--force"):
+        export_chat(options, say=quiet)
+    assert not options.out.exists()
+    exact, coarse = export_chat(replace(options, force=True), say=quiet).variants
+    assert exact.quality is not None
+    assert coarse.quality is not None
+    assert exact.quality.kl_mean < 1e-6 < coarse.quality.kl_mean
+    assert exact.quality.perplexity == pytest.approx(exact.quality.fp32_perplexity, rel=1e-4)
 
 
 @pytest.mark.parametrize(
