@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edge import openai_form
-from edge.chat.answer import SSE, Prepared
+from edge.chat.answer import EVENTS, Prepared
 from edge.chat.chat_model import ChatModel
 from edge.chat.generation import End, Generation, Piece
 from edge.chat.openai_request import chat_request, completion_request, model_of
@@ -208,7 +208,7 @@ class _ChatCall:
         self._handler.serving.metrics.record_response(200)
         self._reply(self._stream)
         self._stream.send(prepared.answer.open())
-        if ahead is not None and prepared.answer.content_type.startswith(SSE):
+        if ahead is not None and prepared.answer.content_type.startswith(EVENTS):
             self._tell_later(served)
 
     def _tell_later(self, served: ServedChat) -> None:

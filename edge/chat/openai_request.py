@@ -25,23 +25,11 @@ COMPLETION_TOKENS = 16  # of /v1/completions if a request does not say; as OpenA
 
 # What would change the answer if it were done.
 _NOT_DONE = frozenset(
-    [
-        "audio",
-        "chat_template",
-        "continue_final_message",
-        "documents",
-        "function_call",
-        "functions",
-        "grammar",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
-        "prompt_logprobs",
-        "structured_outputs",
-        "suffix",
-        "web_search_options",
-    ]
+    {
+        *("audio", "chat_template", "continue_final_message", "documents", "function_call"),
+        *("functions", "grammar", "guided_choice", "guided_grammar", "guided_json"),
+        *("guided_regex", "prompt_logprobs", "structured_outputs", "suffix", "web_search_options"),
+    }
 )
 _EMPTY = frozenset({b"null", b"false", b"[]", b"{}", b'""'})
 _T = TypeVar("_T", bound="_Request")

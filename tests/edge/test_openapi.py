@@ -112,7 +112,11 @@ def test_what_is_served_is_described(agent: Agent, app: Flask) -> None:
     patterns = {p.pattern for p in vars(routes).values() if isinstance(p, re.Pattern)}
     runs = {template(pattern) for pattern in patterns}
     served = {path.rstrip("/") for path in literals() if allowed(agent, path)}
-    assert runs == {f"{openapi_operations.VERSION}/infer", "/predict/{MODEL_NAME}", "/v1/embeddings"}
+    assert runs == {
+        f"{openapi_operations.VERSION}/infer",
+        "/predict/{MODEL_NAME}",
+        "/v1/embeddings",
+    }
     assert CAPTURE_PATH in served
     assert rules | runs | served <= set(PATHS)
 
