@@ -27,7 +27,7 @@ from edge.http_answer import (
     unpacked,
     wrong_method,
 )
-from edge.http_connection import Cancel, Handler, Reply
+from edge.http_handler import Cancel, CancelAtEof, Handler, Reply
 from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from edge.http_stream import HttpStream
@@ -112,7 +112,7 @@ class ChatHandler:
             return None
         call = _ChatCall(self, path, request, reply, send)
         call.begin()
-        return call.cancel
+        return CancelAtEof(call.cancel)
 
     def close(self) -> None:
         """Stop the helpers, once they have done what they do."""

@@ -122,6 +122,7 @@ EDGE_LAYERS = (
         "chat.tools",
         "detections",
         "engine_cache",
+        "http_handler",
         "oip_json",
         "ort_session",
         "shared_buffer",

@@ -223,16 +223,15 @@ def test_who_waits_hears_how_many_are_before_him(tmp_path: Any) -> None:
         gate.hold()
         body = {"model": NAME, "messages": HELLO, "max_tokens": 2, "stream": True}
         url = f"{agent.url}/v1/chat/completions"
-        with httpx.Client(timeout=30) as one, httpx.Client(timeout=30) as two:
-            with one.stream("POST", url, json=body) as first:
-                wait_until(lambda: generator.running == 1)
-                with two.stream("POST", url, json=body) as second:
-                    assert second.headers["edge-queue-ahead"] == "0"
-                    lines = second.iter_lines()
-                    assert next(line for line in lines if line.startswith(":")) == ": ahead 0"
-                    gate.open()
-                    assert list(lines)[-2:] == ["data: [DONE]", ""]
-                assert first.read()
+        with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body) as first:
+            wait_until(lambda: generator.running == 1)
+            with client.stream("POST", url, json=body) as second:
+                assert second.headers["edge-queue-ahead"] == "0"
+                lines = second.iter_lines()
+                assert next(line for line in lines if line.startswith(":")) == ": ahead 0"
+                gate.open()
+                assert list(lines)[-2:] == ["data: [DONE]", ""]
+            assert first.read()
 
 
 def test_an_answer_that_takes_too_long_ends_with_a_timeout(tmp_path: Any) -> None:
@@ -304,11 +303,13 @@ def test_sixty_four_clients_on_four_lanes_are_all_answered(agent: Agent) -> None
     assert answers == [expected_text(talk) for talk in talks]
 
 
-def test_a_chat_model_comes_and_goes(agent: Agent, client: openai.OpenAI) -> None:
-    for verb, status in (("unload", 503), ("load", 200)):
-        url = f"{agent.url}/v2/repository/models/{NAME}/{verb}"
-        assert httpx.post(url, timeout=30).status_code == 200
-        body = {"model": NAME, "messages": HELLO, "max_tokens": 1}
-        said = httpx.post(f"{agent.url}/v1/chat/completions", json=body, timeout=30)
-        assert said.status_code == status
-        assert isinstance(json.loads(said.text), dict)
+def test_a_chat_model_comes_and_goes(tmp_path: Any) -> None:
+    config = make_config(tmp_path, chat_parts())
+    with running_agent(config, open_decoder=fake_opener()) as agent:
+        for verb, status in (("unload", 503), ("load", 200)):
+            url = f"{agent.url}/v2/repository/models/{NAME}/{verb}"
+            assert httpx.post(url, timeout=30).status_code == 200
+            body = {"model": NAME, "messages": HELLO, "max_tokens": 1}
+            said = httpx.post(f"{agent.url}/v1/chat/completions", json=body, timeout=30)
+            assert said.status_code == status
+            assert isinstance(json.loads(said.text), dict)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge.http_answer import HttpAnswer, json_error
-from edge.http_connection import ARRIVAL_S, Connection, Reply, Rules
+from edge.http_connection import ARRIVAL_S, Connection, Rules
+from edge.http_handler import Reply
 from edge.http_limits import Budget, ClientPlaces, client_from_address
 from edge.http_request import HttpRequest
 from edge.http_stream import HttpStream

@@ -18,7 +18,7 @@ import pytest
 
 from edge import http_connection, http_server, http_stream
 from edge.http_answer import HttpAnswer, json_error
-from edge.http_connection import Cancel, Reply
+from edge.http_handler import Cancel, Reply
 from edge.http_outlet import Outlet
 from edge.http_request import HttpRequest
 from edge.http_server import HttpServer, Loop
