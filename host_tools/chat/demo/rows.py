@@ -19,6 +19,7 @@ Message = dict[str, str]
 Exchange = tuple[str, str]  # a question and its answer
 
 SYSTEM_SHARE = 0.25  # of the conversations that begin with a system message
+IGNORED = -100  # as a target: torch's cross-entropy leaves it out
 TURNS = (1, 1, 2, 3)  # of a conversation, each as likely
 
 
@@ -34,37 +35,58 @@ def plain_rows(tokenizer: Any, texts: Sequence[Document], length: int) -> IntArr
 
 def chat_rows(
     tokenizer: Any, exchanges: Iterator[Exchange], length: int, count: int, rng: np.random.Generator
-) -> IntArray:
-    """Return rows [count, length] of whole conversations, the first one at the row's begin."""
+) -> tuple[IntArray, IntArray]:
+    """Return (rows, targets) of whole conversations, the first one at the row's begin.
+
+    Both are [count, length]; a target is the token itself where it is part of an answer, IGNORED
+    elsewhere: what people ask is not to be learnt.
+    """
     template = ChatTemplate.open(CHAT_TEMPLATE, tokens={})
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    rows = np.full((count, length), end, np.int64)
+    rows = np.full((count, length), tokenizer.token_to_id(END_OF_TEXT), np.int64)
+    targets = np.full((count, length), IGNORED, np.int64)
     row = column = 0
     while row < count:
-        ids = tokenizer.encode(conversation(template, exchanges, rng)).ids[:length]
+        ids, is_answer = _tokens_of(tokenizer, conversation(template, exchanges, rng))
         if column + len(ids) > length:
             row, column = row + 1, 0
-            if row == count:
-                break
+        if row == count or len(ids) > length:
+            continue
         rows[row, column : column + len(ids)] = ids
+        targets[row, column : column + len(ids)] = np.where(is_answer, ids, IGNORED)
         column += len(ids)
-    return rows
+    return rows, targets
 
 
 def conversation(
     template: ChatTemplate, exchanges: Iterator[Exchange], rng: np.random.Generator
-) -> str:
-    """Return a conversation of the next exchanges as the agent would spell it."""
+) -> list[Exchange]:
+    """Return a conversation of the next exchanges, as pairs of a prompt's new part and an answer.
+
+    Their texts one after the other are what the agent would spell.
+    """
     messages: list[Message] = []
     if rng.random() < SYSTEM_SHARE:
         messages.append({"role": "system", "content": str(rng.choice(SYSTEM_MESSAGES))})
-    answer = ""
+    parts, done = [], ""
     for _ in range(int(rng.choice(TURNS))):
-        if answer:
-            messages.append({"role": "assistant", "content": answer})
         question, answer = next(exchanges)
         messages.append({"role": "user", "content": question})
-    return f"{template.render(messages)}{answer}{END_OF_TURN}\n"
+        prompt = template.render(messages)
+        parts.append((prompt.removeprefix(done), f"{answer}{END_OF_TURN}\n"))
+        done = prompt + parts[-1][1]
+        messages.append({"role": "assistant", "content": answer})
+    return parts
+
+
+def _tokens_of(tokenizer: Any, parts: list[Exchange]) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Return the tokens of a conversation, and which of them are parts of answers."""
+    ids, is_answer = [], []
+    for prompt, answer in parts:
+        for text, flag in ((prompt, False), (answer, True)):
+            found = tokenizer.encode(text).ids
+            ids += found
+            is_answer += [flag] * len(found)
+    return np.array(ids, np.int64), np.array(is_answer, np.bool_)
 
 
 def all_exchanges(corpus: Corpus, rng: np.random.Generator) -> Iterator[Exchange]:

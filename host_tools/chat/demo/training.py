@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class Recipe:
     chat_rows: int = 4
     steps: int = 500
     rate: float = 3e-3
+    decay: float = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +77,12 @@ def train(
     held_out = plain_rows(tokenizer, corpus.held_out, recipe.length)
     before = perplexity(model, held_out)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.1
+        model.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step, recipe.steps))
     model.train()
-    for step, batch in enumerate(batches(corpus, tokenizer, recipe), start=1):
-        tokens = torch.from_numpy(batch)
-        loss = next_token_loss(model, tokens)
+    for step, (rows, targets) in enumerate(batches(corpus, tokenizer, recipe), start=1):
+        loss = next_token_loss(model, torch.from_numpy(rows), torch.from_numpy(targets))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -124,22 +124,19 @@ def untrained(tokenizer: Any, recipe: Recipe) -> Any:
     return LlamaForCausalLM(config)
 
 
-def batches(corpus: Corpus, tokenizer: Any, recipe: Recipe) -> list[IntArray]:
-    """Return the tokens of every step, [rows, length]: plain text and conversations."""
+def batches(corpus: Corpus, tokenizer: Any, recipe: Recipe) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield (tokens, targets) of every step, [rows, length]: plain text, then conversations."""
     rng = np.random.default_rng(SEED)
     plain = plain_rows(tokenizer, corpus.training, recipe.length)
-    chat_count = recipe.steps * recipe.chat_rows
-    chat = chat_rows(tokenizer, all_exchanges(corpus, rng), recipe.length, chat_count, rng)
-    plain_count = recipe.steps * (recipe.rows - recipe.chat_rows)
-    order = np.concatenate(
-        [rng.permutation(len(plain)) for _ in range(-(-plain_count // len(plain)))]
-    )[:plain_count]
-    return [
-        np.concatenate([a, b])
-        for a, b in zip(
-            np.split(plain[order], recipe.steps), np.split(chat, recipe.steps), strict=True
-        )
-    ]
+    exchanges = all_exchanges(corpus, rng)
+    order: list[int] = []
+    plain_count = recipe.rows - recipe.chat_rows
+    for _ in range(recipe.steps):
+        while len(order) < plain_count:
+            order.extend(rng.permutation(len(plain)).tolist())
+        text, order = plain[order[:plain_count]], order[plain_count:]
+        chat, targets = chat_rows(tokenizer, exchanges, recipe.length, recipe.chat_rows, rng)
+        yield np.concatenate([text, chat]), np.concatenate([text, targets])
 
 
 def pace(step: int, steps: int) -> float:
@@ -150,9 +147,9 @@ def pace(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def next_token_loss(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of every token but the first of each row [rows, length]."""
+def next_token_loss(model: Any, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of the targets, each given the row's tokens before it."""
     import torch
 
-    logits = model(input_ids=tokens).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    logits = model(input_ids=rows).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
