@@ -7,6 +7,7 @@ needs memory for its largest matrix, not for itself.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import shutil
 import tempfile
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import onnx
 
 from calibration.model_file import PROVENANCE_KEY, set_metadata
@@ -25,10 +25,10 @@ from edge.files import storage_errors, sync_directory
 from edge.manifest import Provenance
 from host_tools.chat.decoder import Plan, add_decoder
 from host_tools.chat.graph import Graph, WeightFile
+from host_tools.chat.layout import check_layout
 from host_tools.chat.linear import Precision
 from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
 from host_tools.chat.weights import Checkpoint
-from host_tools.errors import ExportError
 from host_tools.graph import Say
 
 WeightType = Literal["fp32", "fp16", "int8", "int4"]
@@ -38,8 +38,6 @@ DEFAULT_CONTEXT = 32768
 # TensorRT 8.5 ends at opset 17; int4 came with 21, TensorScatter and Attention over it with 24.
 OPSETS: dict[Form, int] = {"scatter": 24, "scatter-primitive": 24, "prefix": 17, "concat": 17}
 INT4_OPSET = 21
-# Buffers that old checkpoints carry and no layer reads.
-COMPUTED = ("rotary_emb.inv_freq",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +71,14 @@ def write_decoder(
     Raises UsageError, ExportError or StorageError; what was at `out` is untouched then.
     """
     spec = llm_spec_from_folder(folder)
-    checkpoint = Checkpoint.from_folder(folder)
     plan = _plan(spec, options)
+    checkpoint = Checkpoint.from_folder(folder)
+    check_layout(spec, checkpoint.shapes, folder)
     say(_words(spec, checkpoint))
     with storage_errors("write", out):
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         model, weight_bytes = _model(spec, checkpoint, plan, options, scratch, out.name)
-        _check_unread(spec, checkpoint, folder)
         decoder = _decoder_spec(spec, plan, options)
         _describe(model, decoder, folder)
         with storage_errors("write", out):
@@ -162,15 +160,6 @@ def _describe(model: onnx.ModelProto, decoder: DecoderSpec, folder: Path) -> Non
     set_metadata(model, {DECODER_KEY: decoder, PROVENANCE_KEY: provenance})
 
 
-def _check_unread(spec: LlmSpec, checkpoint: Checkpoint, folder: Path) -> None:
-    """A tensor that no layer reads means that the model computes more than was written."""
-    allowed = {"lm_head.weight"} if spec.tied else set()
-    left = sorted(n for n in checkpoint.unread - allowed if not n.endswith(COMPUTED))
-    if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise ExportError(f"{folder}: the writer has no use for tensor {left[0]}{more}")
-
-
 def _put(scratch: Path, out: Path) -> None:
     """Move both files to their places; no graph is ever beside weights of another one."""
     with storage_errors("write", out):
@@ -182,15 +171,8 @@ def _put(scratch: Path, out: Path) -> None:
 
 
 def _words(spec: LlmSpec, checkpoint: Checkpoint) -> str:
-    count = sum(msgspec.convert(_product(checkpoint.shape(name)), int) for name in checkpoint.names)
+    count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     return (
         f"{spec.family}: {count / 1e6:,.0f} M parameters, {spec.layers} layers, "
         f"{spec.heads} heads over {spec.kv_heads}, vocabulary {spec.vocabulary:,}"
     )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
