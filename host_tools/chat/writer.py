@@ -28,7 +28,8 @@ from host_tools.chat.graph import Graph, WeightFile
 from host_tools.chat.layout import check_layout
 from host_tools.chat.linear import Precision
 from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
-from host_tools.chat.weights import Checkpoint
+from host_tools.chat.lora import merge_adapters
+from host_tools.chat.weights import Checkpoint, Weights
 from host_tools.graph import Say
 
 WeightType = Literal["fp32", "fp16", "int8", "int4"]
@@ -46,12 +47,14 @@ class WriteOptions:
 
     context: positions that the cache may hold; None is what the model was made for, at most
     DEFAULT_CONTEXT. half: whether activations and cache are FP16; None is so for "fp16" alone.
+    adapters: folders of LoRA adapters, merged in this order.
     """
 
     form: Form = "scatter"
     weights: WeightType = "fp32"
     context: int | None = None
     half: bool | None = None
+    adapters: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +77,14 @@ def write_decoder(
     plan = _plan(spec, options)
     checkpoint = Checkpoint.from_folder(folder)
     check_layout(spec, checkpoint.shapes, folder)
+    weights, spec = merge_adapters(checkpoint, spec, options.adapters)
     say(_words(spec, checkpoint))
     with storage_errors("write", out):
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        model, weight_bytes = _model(spec, checkpoint, plan, options, scratch, out.name)
+        model, weight_bytes = _model(spec, weights, plan, options, scratch, out.name)
         decoder = _decoder_spec(spec, plan, options)
-        _describe(model, decoder, folder)
+        _describe(model, decoder, (folder, *options.adapters))
         with storage_errors("write", out):
             (scratch / out.name).write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(scratch / out.name), full_check=True)
@@ -115,7 +119,7 @@ def _plan(spec: LlmSpec, options: WriteOptions) -> Plan:
 
 def _model(
     spec: LlmSpec,
-    checkpoint: Checkpoint,
+    weights: Weights,
     plan: Plan,
     options: WriteOptions,
     scratch: Path,
@@ -127,12 +131,12 @@ def _model(
     half = options.weights == "fp16" if options.half is None else options.half
     data = weights_path(scratch / name)
     with storage_errors("write", data), data.open("wb") as file:
-        weights = WeightFile(file, data.name)
-        graph = Graph(opset=opset, half=half, weights=weights)
-        add_decoder(graph, spec, checkpoint, plan)
+        stored = WeightFile(file, data.name)
+        graph = Graph(opset=opset, half=half, weights=stored)
+        add_decoder(graph, spec, weights, plan)
         file.flush()
         os.fsync(file.fileno())
-    return graph.model(producer="edge-kit", version=__version__), weights.size_bytes
+    return graph.model(producer="edge-kit", version=__version__), stored.size_bytes
 
 
 def _decoder_spec(spec: LlmSpec, plan: Plan, options: WriteOptions) -> DecoderSpec:
@@ -150,9 +154,9 @@ def _decoder_spec(spec: LlmSpec, plan: Plan, options: WriteOptions) -> DecoderSp
     )
 
 
-def _describe(model: onnx.ModelProto, decoder: DecoderSpec, folder: Path) -> None:
+def _describe(model: onnx.ModelProto, decoder: DecoderSpec, folders: tuple[Path, ...]) -> None:
     provenance = Provenance(
-        source=folder.name,
+        source=" + ".join(folder.resolve().name for folder in folders),
         opset=model.opset_import[0].version,
         exporter="edge-kit chat",
         tools={"onnx": importlib.metadata.version("onnx")},
