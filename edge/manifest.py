@@ -65,7 +65,8 @@ class EngineFacts:
     `device`, None if unknown. cuda: what the driver must run at least, None if any will do.
     memory_bytes: device memory that a session takes, 0 if it was not measured.
     plugins: layers from outside TensorRT. layers: their number by precision, as the inspector
-    counts them after fusion; empty where TensorRT does not tell.
+    counts them after fusion; empty where TensorRT does not tell. tried: whether it ran and passed
+    a self-test where it was built; an engine for a card that is not there is built only.
     """
 
     device: str
@@ -81,6 +82,7 @@ class EngineFacts:
     plugins: tuple[str, ...] = ()
     layers: dict[str, Count] = field(default_factory=dict)
     build_seconds: float = 0.0
+    tried: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,11 @@ from onnx import TensorProto
 
 from host_tools.chat.graph import Graph
 from host_tools.chat.quantize import block_size, int4_blocks, int8_channels, packed_pairs
-from host_tools.chat.weights import FloatArray, Weights, in_chunks, whole
+from host_tools.chat.weights import FloatArray, Weights, cast, in_chunks, whole
 
 Precision = Literal["float", "int8", "int4"]
+
+HALF_SCALES_OPSET = 19  # before it, DequantizeLinear gives FP32 alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ def add_embedding(graph: Graph, weights: Weights, tokens: str, layer: str, *, ha
     datatype = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     dtype = np.dtype(np.float16 if half else np.float32)
     name = f"{layer}.weight"
-    rows = (chunk.astype(dtype) for _, chunk in in_chunks(weights, name))
+    rows = (cast(chunk, dtype, name) for _, chunk in in_chunks(weights, name))
     table = graph.weight(name, datatype, weights.shape(name), rows)
     found = graph.add("Gather", table, tokens, name=layer, axis=0)
     if half == graph.half:
@@ -69,7 +71,7 @@ def _matrix(graph: Graph, weights: Weights, linear: Linear, precision: Precision
         return _int8(graph, name, (inputs, outputs), chunks)
     matrix = np.empty((inputs, outputs), graph.float_dtype)
     for begin, chunk in chunks:
-        matrix[:, begin : begin + len(chunk)] = chunk.T
+        matrix[:, begin : begin + len(chunk)] = cast(chunk, matrix.dtype, name).T
     return graph.weight(name, graph.float_type, matrix.shape, [matrix])
 
 
@@ -91,7 +93,7 @@ def _int4(
 ) -> str:
     inputs, outputs = shape
     packed = np.empty((inputs, outputs // 2), np.uint8)
-    scales = np.empty((inputs // block, outputs), graph.float_dtype)
+    scales = np.empty((inputs // block, outputs), np.float32)
     for begin, chunk in chunks:
         end = begin + len(chunk)
         values, scale = int4_blocks(chunk, block)
@@ -111,20 +113,21 @@ def _int8(
     graph: Graph, name: str, shape: tuple[int, int], chunks: Iterator[tuple[int, FloatArray]]
 ) -> str:
     matrix = np.empty(shape, np.int8)
-    scales = np.empty(shape[1], graph.float_dtype)
+    scales = np.empty(shape[1], np.float32)
     for begin, chunk in chunks:
         end = begin + len(chunk)
         values, scales[begin:end] = int8_channels(chunk)
         matrix[:, begin:end] = values.T
+    stored = graph.weight(f"{name}.int8", TensorProto.INT8, shape, [matrix])
     # TensorRT 8 wants zero points, and so does ONNX Runtime: where int8 may saturate it rewrites
     # the weights as uint8, with a single zero point of its own that no kernel takes. A tensor of
     # zeros for all layers would be rewritten twice, which it refuses.
     zeros = np.zeros(shape[1], np.int8)
-    return graph.add(
-        "DequantizeLinear",
-        graph.weight(f"{name}.int8", TensorProto.INT8, shape, [matrix]),
-        graph.floats(f"{name}.scale", scales),
-        graph.weight(f"{name}.zero", TensorProto.INT8, zeros.shape, [zeros]),
-        name=name,
-        axis=1,
-    )
+    zero = graph.weight(f"{name}.zero", TensorProto.INT8, zeros.shape, [zeros])
+    scale = f"{name}.scale"
+    if graph.half and graph.opset < HALF_SCALES_OPSET:
+        graph.weight(scale, TensorProto.FLOAT, scales.shape, [scales])
+        full = graph.add("DequantizeLinear", stored, scale, zero, name=f"{name}.float", axis=1)
+        return graph.add("Cast", full, name=name, to=TensorProto.FLOAT16)
+    graph.floats(scale, scales)
+    return graph.add("DequantizeLinear", stored, scale, zero, name=name, axis=1)
