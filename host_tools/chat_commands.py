@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.console import print_json, say
+from host_tools.chat.plan_command import plan
 from host_tools.terminal import FILE, FOLDER
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     "--context",
     type=click.IntRange(1),
     help="Tokens of a conversation at most; default: what the model was made for, up to 32768.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=FOLDER,
+    help="LoRA adapter, as PEFT saves it, to merge. Repeatable, in this order.",
 )
 @click.option(
     "--text",
@@ -70,4 +78,4 @@ def export_chat(
     )
 
 
-CHAT_COMMANDS = (export_chat,)
+CHAT_COMMANDS = (export_chat, plan)

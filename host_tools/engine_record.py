@@ -83,15 +83,19 @@ def records_in(folder: Path, source: Path) -> tuple[EngineRecord, ...]:
     Raises UsageError for an empty folder, for a file that is missing or was changed, and for
     records that were built from another model than source.
     """
+    return records_of(folder, sha256_of(source, follow_links=True)[0], str(source))
+
+
+def records_of(folder: Path, source_sha256: str, source: str) -> tuple[EngineRecord, ...]:
+    """Return the records of a folder as `records_in`, for a source of this digest and name."""
     paths = sorted(folder.glob(f"*{RECORD_SUFFIX}"))
     if not paths:
         raise UsageError(f"no engines in {folder}; `edge-kit build --out {folder}` writes some")
-    wanted = sha256_of(source, follow_links=True)[0]
     records = []
     for path in paths:
         record = read_record(path)
         assert record is not None  # noqa: S101 - it was listed a moment ago
-        if record.source_sha256 != wanted:
+        if record.source_sha256 != source_sha256:
             raise UsageError(f"{path} was built from another model than {source}; build it again")
         file = folder / record.file
         for name in (record.graph, record.weights):

@@ -26,6 +26,7 @@ from edge.chat.tokenizer import MAX_PROMPT_CHARACTERS, ChatTokenizer
 from edge.errors import UsageError
 from edge.files import atomic_directory, read_capped, storage_errors
 from edge.manifest import Precision
+from host_tools.chat.build_engines import source_sha256
 from host_tools.chat.compare import compare_with_transformers
 from host_tools.chat.layerwise import IntArray
 from host_tools.chat.quality import LIMITS, measure_quality, quality_problems, token_windows
@@ -55,9 +56,9 @@ GOLDEN_TOKENS = 48
 class ChatExportOptions:
     """What to export.
 
-    text: a file of plain text that the model should be good at; the quality of each precision is
-    measured on its end. force: write what fails its limits too. compare: with transformers, which
-    needs memory for the model in fp32.
+    adapters: see `WriteOptions`. text: a file of plain text that the model should be good at; the
+    quality of each precision is measured on its end. force: write what fails its limits too.
+    compare: with transformers, which needs memory for the model in fp32.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class ChatExportOptions:
     precisions: tuple[Precision, ...] = ("fp32",)
     form: Form = "scatter"
     context: int | None = None
+    adapters: tuple[Path, ...] = ()
     text: Path | None = None
     force: bool = False
     compare: bool = True
@@ -82,10 +84,15 @@ class ExportedVariant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatExport:
-    """The content of chat.json. golden: prompts of at least GOLDEN_ROWS tokens."""
+    """The content of chat.json.
+
+    source, source_sha256: the folder's name, and the digest of all that the weights come from.
+    golden: prompts of at least GOLDEN_ROWS tokens.
+    """
 
     schema: int
     source: str
+    source_sha256: str
     has_template: bool
     tokens: dict[str, str]
     sampling: SamplingDefaults
@@ -111,7 +118,12 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
             (scratch / TEMPLATE_NAME).write_text(talk.template, encoding="utf-8")
         variants = []
         for precision in chosen:
-            write = WriteOptions(form=options.form, weights=precision, context=options.context)
+            write = WriteOptions(
+                form=options.form,
+                weights=precision,
+                context=options.context,
+                adapters=options.adapters,
+            )
             written = write_decoder(options.folder, scratch / f"{precision}.onnx", write, say=say)
             say(f"{precision}: {written.weight_bytes / 1e6:,.1f} MB of weights")
             quality = None
@@ -125,11 +137,14 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
                     quality=quality,
                 )
             )
-        if options.compare:
+        if options.compare and options.adapters:
+            say("not compared with transformers, which does not know the adapters")
+        elif options.compare:
             say(compare_with_transformers(options.folder, scratch / variants[0].file, golden))
         record = ChatExport(
             schema=SCHEMA,
             source=options.folder.resolve().name,
+            source_sha256=source_sha256(options.folder, options.adapters),
             has_template=talk.template is not None,
             tokens=talk.tokens,
             sampling=talk.sampling,
