@@ -14,6 +14,7 @@ from edge.chat.openai_request import (
     NamedTool,
     ObjectFormat,
     SchemaFormat,
+    check_nesting,
 )
 from edge.chat.tools import ToolForm
 from edge.openai_form import FieldError
@@ -73,12 +74,14 @@ def schema_wish(request: ChatCompletionRequest) -> SchemaWish | None:
     if isinstance(wanted, SchemaFormat):
         given = wanted.json_schema
         schema = ANY_OBJECT if given.schema is None else given.schema
+        check_nesting(schema, "response_format")
         return SchemaWish(schema=schema, is_strict=bool(given.strict))
     return None
 
 
 def template_variables(request: ChatCompletionRequest) -> dict[str, Any]:
     """Return what a template may read besides the conversation."""
+    check_nesting(request.chat_template_kwargs, "chat_template_kwargs")
     variables = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", request.reasoning_effort)
