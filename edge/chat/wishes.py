@@ -57,7 +57,8 @@ def tool_wish(request: ChatCompletionRequest, form: ToolForm | None, model: str)
         return ToolWish()
     if form is None:
         raise FieldError(
-            f"tools: the chat template of model {model!r} has no place for them; leave them out",
+            f"tools: how model {model!r} calls any is not known from its chat template; leave them "
+            "out",
             "tools",
         )
     if choice not in (None, "auto"):

@@ -9,6 +9,7 @@ import pytest
 
 from edge.chat.answer import Prepared
 from edge.chat.chat_model import ChatModel
+from edge.chat.plain import model_of_plain
 from edge.errors import BodyTooLargeError, ContextLengthError, InferenceError, InputError
 from edge.openai_form import FieldError
 from tests.edge.chat.talking import CONTEXT, LIBRARY, SayingDecoder, chat_model, say
@@ -109,5 +110,10 @@ def test_a_question_that_is_none_or_too_long_is_refused() -> None:
         chat_model().ask(b"Hi")
     with pytest.raises(ContextLengthError):
         ask(query="x " * CONTEXT)
+
+
+def test_a_question_may_name_its_model() -> None:
+    assert model_of_plain(b'{"query": "Hi", "model": "tiny"}') == "tiny"
+    assert model_of_plain(b'{"query": "Hi"}') is None
     with pytest.raises(BodyTooLargeError):
-        chat_model().ask(b" " * (6 << 20))
+        model_of_plain(b" " * (6 << 20))
