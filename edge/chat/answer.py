@@ -92,6 +92,10 @@ class OpenAiAnswer(ABC):
             "created": asked.created,
             "model": asked.model,
         }
+        # What all chunks have around their choice.
+        self._before = b"data: " + msgspec.json.encode(self._head)[:-1] + b',"choices":['
+        usage_of_none = b',"usage":null' if asked.includes_usage else b""
+        self._after = b'],"system_fingerprint":null' + usage_of_none + b"}\n\n"
 
     @property
     def content_type(self) -> str:
@@ -146,16 +150,13 @@ class OpenAiAnswer(ABC):
         """Return a whole choice."""
 
     def _event(self, choice: dict[str, Any]) -> bytes:
-        chunk = {**self._head, "choices": [choice], "system_fingerprint": None}
-        if self._asked.includes_usage:
-            chunk["usage"] = None
-        return event(chunk)
+        return self._before + msgspec.json.encode(choice) + self._after
 
     def _last(self) -> bytes:
         if not self._asked.includes_usage:
             return _DONE
         last = {**self._head, "choices": [], "system_fingerprint": None, "usage": self._usage()}
-        return event(last) + _DONE
+        return b"data: " + msgspec.json.encode(last) + b"\n\n" + _DONE
 
     def _body(self) -> bytes:
         choices = [self._choice(index) for index in range(self._count)]
@@ -192,11 +193,6 @@ def usage(ends: Sequence[End], choices: int) -> dict[str, Any]:
             "cached_tokens": sum(min(end.reused for end in group) for group in prompts)
         },
     }
-
-
-def event(value: Any) -> bytes:
-    """Return a value as an event of a stream."""
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 def error_event(error: EdgeError) -> bytes:

@@ -25,6 +25,7 @@ from edge.chat.template import ChatTemplate, local_now
 from edge.chat.tokenizer import ChatTokenizer
 from edge.chat.tools import is_thinking, new_call_id, thinks, tool_form
 from edge.chat.wishes import schema_wish, template_variables, tool_wish
+from edge.errors import InputError
 from edge.openai_form import FieldError
 
 
@@ -179,13 +180,13 @@ class ChatModel:
         messages = template_messages(
             request.messages, form=self._form, knows_developer=self._knows_developer
         )
-        prompt = self._prompts.prompt(
-            Conversation(
-                messages=messages,
-                tools=tools.tools or None,
-                variables=template_variables(request),
-            )
+        conversation = Conversation(
+            messages=messages, tools=tools.tools or None, variables=template_variables(request)
         )
+        try:
+            prompt = self._prompts.prompt(conversation)
+        except InputError as error:
+            raise FieldError(str(error), "messages") from error
         wanted = Wanted(
             schema=None if schema is None else schema.schema,
             is_strict=schema is not None and schema.is_strict,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edge.chat.openai_request import CalledFunction, ContentPart, Message, Tool
+from edge.chat.openai_request import CalledFunction, ContentPart, Message, Tool, check_nesting
 from edge.chat.tools import ToolForm
 from edge.openai_form import FieldError
 
@@ -60,6 +60,7 @@ def _function(tool: Tool, field: str) -> dict[str, Any]:
             f"{field} are of type {json.dumps(kind)[:80]}; arguments are an object: describe one",
             field,
         )
+    check_nesting(function.parameters, field)
     described = {} if function.description is None else {"description": function.description}
     parameters = function.parameters or {"type": "object", "properties": {}}
     return {"name": function.name, **described, "parameters": parameters}
@@ -122,12 +123,13 @@ def _calls(message: Message, field: str, form: ToolForm | None) -> list[dict[str
 
 
 def _arguments(function: CalledFunction, field: str) -> dict[str, Any]:
-    if isinstance(function.arguments, dict):
-        return function.arguments
-    try:
-        arguments = json.loads(function.arguments or "{}", parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise FieldError(f"{field} are no JSON: {str(error)[:80]}", field) from error
+    arguments: Any = function.arguments
+    if not isinstance(arguments, dict):
+        try:
+            arguments = json.loads(arguments or "{}", parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise FieldError(f"{field} are no JSON: {str(error)[:80]}", field) from error
+    check_nesting(arguments, field)
     if not isinstance(arguments, dict):
         raise FieldError(f"{field} are no object", field)
     return arguments

@@ -39,13 +39,23 @@ class PlainRequest(msgspec.Struct, frozen=True, kw_only=True):
     enable_thinking: bool | None = None
 
 
+class _Addressed(msgspec.Struct, frozen=True):
+    model: str | None = None
+
+
+_ADDRESSED = msgspec.json.Decoder(_Addressed)
 _REQUEST = msgspec.json.Decoder(PlainRequest)
+
+
+def model_of_plain(body: bytes) -> str | None:
+    """Return the model that a question names, None if it leaves that open; raises InputError."""
+    if len(body) > MAX_BODY_BYTES:
+        raise too_large(MAX_BODY_BYTES)
+    return decoded(_ADDRESSED, body, "question").model
 
 
 def plain_request(body: bytes) -> PlainRequest:
     """Return what a body asks of `/chat`; raises InputError."""
-    if len(body) > MAX_BODY_BYTES:
-        raise too_large(MAX_BODY_BYTES)
     request = decoded(_REQUEST, body, "question")
     if not request.query:
         raise FieldError("query is empty; ask something", "query")

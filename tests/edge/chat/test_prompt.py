@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
 from edge.chat.prompt import Conversation, Prompt, PromptMaker
 from edge.chat.template import ChatTemplate
@@ -151,6 +152,20 @@ def test_no_name_comes_of_joining_and_cutting(source: str, conversation: Convers
     )
     assert prompt.text == plain
     assert LIBRARIES["byte_level"].decode(prompt.tokens, skip_special_tokens=False) == plain
+
+
+def test_no_name_comes_of_what_a_tokenizer_takes_for_the_same() -> None:
+    library = byte_level()
+    library.normalizer = normalizers.NFKC()
+    library.add_special_tokens([AddedToken("<|sign|>", special=True, normalized=True)])
+    wide = "a\uff1c|sign|\uff1e"
+    assert library.token_to_id("<|sign|>") in library.encode(wide).ids
+    content = json_of(library)
+    template = ChatTemplate.open(QWEN2, tokens=TOKENS)
+    maker = PromptMaker(template, ChatTokenizer.open(content), content, lambda: NOW)
+    prompt = maker.prompt(Conversation(messages=[user(wide)]))
+    assert library.token_to_id("<|sign|>") not in prompt.tokens
+    assert "a<|sign|>" in library.decode(prompt.tokens)
 
 
 def test_a_template_may_make_a_name_of_a_role() -> None:
