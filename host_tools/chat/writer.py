@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 import onnx
@@ -27,17 +27,19 @@ from host_tools.chat.decoder import Plan, add_decoder
 from host_tools.chat.graph import Graph, WeightFile
 from host_tools.chat.linear import Precision
 from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
-from host_tools.chat.weights import Checkpoint
+from host_tools.chat.scaling import Calibration, ScaledWeights
+from host_tools.chat.weights import Checkpoint, Weights
 from host_tools.errors import ExportError
 from host_tools.graph import Say
 
-WeightType = Literal["fp32", "fp16", "int8", "int4"]
+WeightType = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
 
 # Longer contexts have to be asked for: their caches would fill a small device.
 DEFAULT_CONTEXT = 32768
 # TensorRT 8.5 ends at opset 17; int4 came with 21, TensorScatter and Attention over it with 24.
 OPSETS: dict[Form, int] = {"scatter": 24, "scatter-primitive": 24, "prefix": 17, "concat": 17}
 INT4_OPSET = 21
+HALF_SCALE_OPSET = 19
 # Buffers that old checkpoints carry and no layer reads.
 COMPUTED = ("rotary_emb.inv_freq",)
 
@@ -48,12 +50,14 @@ class WriteOptions:
 
     context: positions that the cache may hold; None is what the model was made for, at most
     DEFAULT_CONTEXT. half: whether activations and cache are FP16; None is so for "fp16" alone.
+    calibration: from `calibrate.calibrate_chat`, for the same type of weights; "w8a8" needs one.
     """
 
     form: Form = "scatter"
     weights: WeightType = "fp32"
     context: int | None = None
     half: bool | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +108,28 @@ def _plan(spec: LlmSpec, options: WriteOptions) -> Plan:
     if options.weights == "fp32" and options.half:
         raise UsageError("weights fp32 with activations fp16: give weights fp16")
     body: Precision = "float"
-    if options.weights in {"int8", "int4"}:
-        body = "int8" if options.weights == "int8" else "int4"
+    if options.weights in {"int8", "int4", "w8a8"}:
+        body = cast(Precision, options.weights)
+    _check_calibration(options)
     return Plan(
         form=options.form,
         context=context,
         body=body,
         head=body,
         half_table=options.weights != "fp32",
+        calibration=options.calibration,
     )
+
+
+def _check_calibration(options: WriteOptions) -> None:
+    if options.calibration is None:
+        if options.weights == "w8a8":
+            raise UsageError("w8a8 needs the ranges of activations; calibrate the model with text")
+    elif options.calibration.weights != options.weights:
+        raise UsageError(
+            f"the calibration is for {options.calibration.weights}, the weights are to be "
+            f"{options.weights}; calibrate for these"
+        )
 
 
 def _model(
@@ -124,14 +141,19 @@ def _model(
     name: str,
 ) -> tuple[onnx.ModelProto, int]:
     opset = OPSETS[plan.form]
+    half = options.weights == "fp16" if options.half is None else options.half
     if plan.body == "int4":
         opset = max(opset, INT4_OPSET)
-    half = options.weights == "fp16" if options.half is None else options.half
+    elif plan.body != "float" and half:
+        opset = max(opset, HALF_SCALE_OPSET)
     data = weights_path(scratch / name)
     with storage_errors("write", data), data.open("wb") as file:
         weights = WeightFile(file, data.name)
         graph = Graph(opset=opset, half=half, weights=weights)
-        add_decoder(graph, spec, checkpoint, plan)
+        source: Weights = checkpoint
+        if plan.calibration is not None:
+            source = ScaledWeights(checkpoint, spec, plan.calibration)
+        add_decoder(graph, spec, source, plan)
         file.flush()
         os.fsync(file.fileno())
     return graph.model(producer="edge-kit", version=__version__), weights.size_bytes
