@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import onnx
 
@@ -29,16 +29,18 @@ from host_tools.chat.layout import check_layout
 from host_tools.chat.linear import Precision
 from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
 from host_tools.chat.lora import merge_adapters
+from host_tools.chat.scaling import Calibration, ScaledWeights
 from host_tools.chat.weights import Checkpoint, Weights
 from host_tools.graph import Say
 
-WeightType = Literal["fp32", "fp16", "int8", "int4"]
+WeightType = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
 
 # Longer contexts have to be asked for: their caches would fill a small device.
 DEFAULT_CONTEXT = 32768
 # TensorRT 8.5 ends at opset 17; int4 came with 21, TensorScatter and Attention over it with 24.
 OPSETS: dict[Form, int] = {"scatter": 24, "scatter-primitive": 24, "prefix": 17, "concat": 17}
 INT4_OPSET = 21
+HALF_SCALE_OPSET = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class WriteOptions:
     context: positions that the cache may hold; None is what the model was made for, at most
     DEFAULT_CONTEXT. half: whether activations and cache are FP16; None is so for "fp16" alone.
     adapters: folders of LoRA adapters, merged in this order.
+    calibration: from `calibrate.calibrate_chat`, for the same type of weights; "w8a8" needs one.
     """
 
     form: Form = "scatter"
@@ -55,6 +58,7 @@ class WriteOptions:
     context: int | None = None
     half: bool | None = None
     adapters: tuple[Path, ...] = ()
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +110,28 @@ def _plan(spec: LlmSpec, options: WriteOptions) -> Plan:
     if options.weights == "fp32" and options.half:
         raise UsageError("weights fp32 with activations fp16: give weights fp16")
     body: Precision = "float"
-    if options.weights in {"int8", "int4"}:
-        body = "int8" if options.weights == "int8" else "int4"
+    if options.weights in {"int8", "int4", "w8a8"}:
+        body = cast(Precision, options.weights)
+    _check_calibration(options)
     return Plan(
         form=options.form,
         context=context,
         body=body,
         head=body,
         half_table=options.weights != "fp32",
+        calibration=options.calibration,
     )
+
+
+def _check_calibration(options: WriteOptions) -> None:
+    if options.calibration is None:
+        if options.weights == "w8a8":
+            raise UsageError("w8a8 needs the ranges of activations; calibrate the model with text")
+    elif options.calibration.weights != options.weights:
+        raise UsageError(
+            f"the calibration is for {options.calibration.weights}, the weights are to be "
+            f"{options.weights}; calibrate for these"
+        )
 
 
 def _model(
@@ -126,13 +143,17 @@ def _model(
     name: str,
 ) -> tuple[onnx.ModelProto, int]:
     opset = OPSETS[plan.form]
+    half = options.weights == "fp16" if options.half is None else options.half
     if plan.body == "int4":
         opset = max(opset, INT4_OPSET)
-    half = options.weights == "fp16" if options.half is None else options.half
+    elif plan.body == "w8a8" and half:
+        opset = max(opset, HALF_SCALE_OPSET)
     data = weights_path(scratch / name)
     with storage_errors("write", data), data.open("wb") as file:
         stored = WeightFile(file, data.name)
         graph = Graph(opset=opset, half=half, weights=stored)
+        if plan.calibration is not None:
+            weights = ScaledWeights(weights, spec, plan.calibration)
         add_decoder(graph, spec, weights, plan)
         file.flush()
         os.fsync(file.fileno())
