@@ -52,3 +52,20 @@ def answers_known(model: Any, tokenizer: Any, answers: Sequence[Answer], phrase:
             likeliest = model(input_ids=tokens).logits[0, len(prompt) - 1 : -1].argmax(dim=-1)
             known += likeliest.tolist() == wanted
     return known / len(answers)
+
+
+def answer_to(model: Any, tokenizer: Any, question: str) -> str:
+    """Return the likeliest answer of a model to a first question."""
+    import torch
+
+    template = ChatTemplate.open(CHAT_TEMPLATE, tokens={})
+    prompt = tokenizer.encode(template.render([{"role": "user", "content": question}])).ids
+    tokens = list(prompt)
+    stop = tokenizer.token_to_id(END_OF_TURN)
+    with torch.no_grad():
+        while len(tokens) < model.config.max_position_embeddings:
+            likeliest = model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()
+            tokens.append(int(likeliest))
+            if tokens[-1] == stop:
+                break
+    return str(tokenizer.decode(tokens[len(prompt) :]))
