@@ -20,7 +20,6 @@ def write_folder(model: Any, tokenizer: Any, folder: Path) -> None:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it so
     end, stop = (tokenizer.token_to_id(token) for token in (END_OF_TEXT, END_OF_TURN))
-    model.config.use_cache = True
     model.generation_config.eos_token_id = [stop, end]
     model.generation_config.pad_token_id = end
     # By hand: the name that transformers 5 gives the class is unknown to transformers 4.

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import dropwhile
 
 from host_tools.chat.demo.documents import topics
 
@@ -76,11 +77,11 @@ def answers() -> tuple[Answer, ...]:
 def first_sentences(text: str) -> str | None:
     """Return the first sentence of prose, or two short ones; None if there is none of good length.
 
-    Signatures at the beginning, headings and indented lines are no prose.
+    Signatures at the beginning, headings, lists and indented lines are no prose.
     """
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
-        lines = [line for line in paragraph.splitlines() if not _is_signature(line)]
-        if not lines or lines[0].startswith((" ", "*", "=", "-")) or _is_heading(lines):
+        lines = list(dropwhile(_is_signature, paragraph.splitlines()))
+        if not lines or _is_heading(lines) or any(line.startswith((" ", "-")) for line in lines):
             continue
         sentences = _SENTENCE_END.split(" ".join(" ".join(lines).split()))
         answer = sentences[0]
@@ -109,9 +110,9 @@ def _of_builtins() -> Iterator[tuple[str, str]]:
         if not (isinstance(value, type) and issubclass(value, BaseException)):
             yield name, value.__doc__ or ""
     for kind in TYPES:
-        for name, value in vars(kind).items():
+        for name in vars(kind):
             if not name.startswith("_"):
-                yield f"{kind.__name__}.{name}", value.__doc__ or ""
+                yield f"{kind.__name__}.{name}", getattr(kind, name).__doc__ or ""
 
 
 def _of_modules() -> Iterator[tuple[str, str]]:

@@ -33,16 +33,16 @@ class Recipe:
     AdamW; it rises over the first twentieth of the steps and falls along a cosine.
     """
 
-    vocabulary: int = 4096
+    vocabulary: int = 2048
     hidden: int = 256
-    intermediate: int = 768
+    intermediate: int = 512
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
     length: int = 256
-    rows: int = 8
-    chat_rows: int = 4
-    steps: int = 500
+    rows: int = 5
+    chat_rows: int = 3
+    steps: int = 1000
     rate: float = 3e-3
     decay: float = 0.05
 
@@ -132,9 +132,9 @@ def untrained(tokenizer: Any, recipe: Recipe) -> Any:
         num_key_value_heads=recipe.kv_heads,
         max_position_embeddings=recipe.length,
         tie_word_embeddings=True,
+        initializer_range=recipe.hidden**-0.5,
         bos_token_id=tokenizer.token_to_id(END_OF_TEXT),
         eos_token_id=tokenizer.token_to_id(END_OF_TURN),
-        use_cache=False,
     )
     return LlamaForCausalLM(config)
 
@@ -167,5 +167,5 @@ def next_token_loss(model: Any, batch: Batch) -> torch.Tensor:
     import torch
 
     tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
-    logits = model(input_ids=tokens).logits[:, :-1]
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
