@@ -387,6 +387,11 @@ def test_the_wheel_holds_the_unit_and_the_type_markers(wheel):
     assert {f"{room}/py.typed" for room in ROOMS} <= set(wheel.namelist())
 
 
+def test_the_wheel_holds_the_page_for_a_chat(wheel):
+    page = (REPOSITORY / "edge/chat/page.html").read_bytes()
+    assert wheel.read("edge/chat/page.html") == page
+
+
 def test_the_wheel_offers_torch_to_the_device_package_as_a_framework(wheel):
     (name,) = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
     declared = configparser.ConfigParser()
