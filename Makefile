@@ -35,7 +35,7 @@ define make_venv
 	$(1) -m venv --without-pip $(2) && $(1) -m pip --python $(2)/bin/python install -qq pip; fi
 endef
 
-.PHONY: help venv quickstart test test-slow test-py310 test-surface test-openapi test-gpu lint
+.PHONY: help venv quickstart chat-demo test test-slow test-py310 test-surface test-openapi test-gpu lint
 .PHONY: peers docs bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
 .DELETE_ON_ERROR:
 
@@ -46,6 +46,9 @@ venv: $(VENV)/.stamp ## Make .venv with everything that development needs.
 
 quickstart: $(VENV)/.stamp ## Train, quantize, sign, serve and compare a small model (ARGS=--keep).
 	$(BIN)/edge-kit quickstart $(ARGS)
+
+chat-demo: $(VENV)/.stamp ## Train a small Llama on Python's documentation, pack and serve it (6 minutes; ARGS=--keep).
+	$(BIN)/edge-kit chat-demo $(ARGS)
 
 test: $(VENV)/.stamp ## Run all tests but the slow ones (ARGS="-k name").
 	$(BIN)/python -m pytest tests $(ARGS)
@@ -126,7 +129,7 @@ clients-400: $(VENV)/.stamp ## Serve 400 clients for a minute; each checks its a
 	$(BIN)/python -m tests.clients_400 $(ARGS)
 
 clean: ## Remove what make made.
-	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out
+	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out chat-demo-out
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.stamp: setup.py constraints.txt

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.console import print_json, say
+from host_tools.chat.demo_command import chat_demo
 from host_tools.chat.plan_command import plan
 from host_tools.terminal import FILE, FOLDER
 
@@ -79,4 +80,4 @@ def export_chat(
     )
 
 
-CHAT_COMMANDS = (export_chat, plan)
+CHAT_COMMANDS = (chat_demo, export_chat, plan)
