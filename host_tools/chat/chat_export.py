@@ -32,7 +32,7 @@ from host_tools.chat.compare import compare_with_transformers
 from host_tools.chat.layerwise import IntArray
 from host_tools.chat.llm_spec import llm_spec_from_folder
 from host_tools.chat.lora import merge_adapters
-from host_tools.chat.quality import LIMITS, measure_quality, quality_problems, token_windows
+from host_tools.chat.quality import LIMITS, WINDOW, measure_quality, quality_problems, token_windows
 from host_tools.chat.scaling import Calibration, Quantized
 from host_tools.chat.talk_files import TalkFiles, talk_files_from_folder
 from host_tools.chat.weights import Checkpoint, Weights
@@ -118,7 +118,9 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
     """
     talk = talk_files_from_folder(options.folder)
     golden = golden_prompts(talk)
-    texts = None if options.text is None else _texts(options.text, talk)
+    made_for = llm_spec_from_folder(options.folder).context
+    context = min(made_for, options.context or made_for)
+    texts = None if options.text is None else _texts(options.text, talk, context)
     if texts is None and "w8a8" in options.precisions:
         raise UsageError("w8a8 needs --text, which the ranges of activations come from")
     chosen = [precision for precision in PRECISIONS if precision in options.precisions]
@@ -205,7 +207,8 @@ class _Texts:
     held_out: IntArray
 
 
-def _texts(path: Path, talk: TalkFiles) -> _Texts:
+def _texts(path: Path, talk: TalkFiles, context: int) -> _Texts:
+    length = min(WINDOW, context)
     content = read_capped(path, max_bytes=MAX_TEXT_BYTES, follow_links=True)
     try:
         text = content.decode("utf-8")
@@ -216,7 +219,9 @@ def _texts(path: Path, talk: TalkFiles) -> _Texts:
     begin = talk.tokens.get("bos_token")
     first = None if begin is None else tokenizer.token_of(begin)
     seen, held_out = (
-        token_windows(tokenizer.encode(part[:MAX_PROMPT_CHARACTERS]), most=most, begin=first)
+        token_windows(
+            tokenizer.encode(part[:MAX_PROMPT_CHARACTERS]), length=length, most=most, begin=first
+        )
         for part, most in ((text[:cut], CALIBRATION_TOKENS), (text[cut:], QUALITY_TOKENS))
     )
     return _Texts(calibration=seen, held_out=held_out)
