@@ -25,7 +25,7 @@ from edge.serving import ServedModel, Serving
 from edge.statistics import ModelStatistics
 from edge.worker import Worker
 from tests.bundles import affine_parts
-from tests.fakes import DEADLINE_S, FakeSession, affine_worker
+from tests.fakes import DEADLINE_S, FakeSession, starting_workers
 from tests.handlers import client_of, turning
 
 MAX_BODY_BYTES = 4096
@@ -69,34 +69,30 @@ def affine_serving() -> Serving:
 @contextlib.contextmanager
 def loading(serving: Serving) -> Iterator[Callable[..., Worker]]:
     """Give a function that serves a session as the model; its worker is stopped in the end."""
-    workers: list[Worker] = []
+    with starting_workers() as start:
 
-    def load(session: FakeSession, *, queue_size: int = 4) -> Worker:
-        model = serving.bundle.manifest.models[0]
-        worker = affine_worker(lambda: session, queue_size=queue_size)
-        workers.append(worker)
-        worker.start()
-        serving.served = {
-            "affine": ServedModel(
-                model=model,
-                bundle=serving.bundle,
-                choice=Choice(
-                    variant=model.variants[0], means="ort-cpu", why="it is first", refused=()
-                ),
-                self_test=SelfTest(cases=1, output="y", relative_error=0.0, tolerance=0.1),
-                worker=Replicas([worker]),
-                places=Places("affine", queue_size + 1),
-                metrics=serving.metrics.for_model("affine"),
-                latency=LatencyWindow(),
-                statistics=ModelStatistics(),
-            )
-        }
-        serving.phase = "serving"
-        return worker
+        def load(session: FakeSession, *, queue_size: int = 4) -> Worker:
+            model = serving.bundle.manifest.models[0]
+            worker = start(session, queue_size=queue_size)
+            serving.served = {
+                "affine": ServedModel(
+                    model=model,
+                    bundle=serving.bundle,
+                    choice=Choice(
+                        variant=model.variants[0], means="ort-cpu", why="it is first", refused=()
+                    ),
+                    self_test=SelfTest(cases=1, output="y", relative_error=0.0, tolerance=0.1),
+                    worker=Replicas([worker]),
+                    places=Places("affine", queue_size + 1),
+                    metrics=serving.metrics.for_model("affine"),
+                    latency=LatencyWindow(),
+                    statistics=ModelStatistics(),
+                )
+            }
+            serving.phase = "serving"
+            return worker
 
-    yield load
-    for worker in workers:
-        assert worker.stop(DEADLINE_S)
+        yield load
 
 
 @contextlib.contextmanager
