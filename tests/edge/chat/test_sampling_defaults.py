@@ -30,5 +30,5 @@ def test_nothing_may_be_said_in_more_than_one_way(content: bytes) -> None:
     [b"", b"[]", b"\xff", b'{"temperature": -1}', b'{"top_p": 2}', b'{"top_k": "all"}'],
 )
 def test_a_file_that_says_what_cannot_be_is_refused(content: bytes) -> None:
-    with pytest.raises(ModelError, match="generation_config.json cannot be used"):
+    with pytest.raises(ModelError, match=r"generation_config\.json cannot be used"):
         defaults_from_generation_config(content)
