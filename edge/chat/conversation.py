@@ -62,7 +62,9 @@ def _function(tool: Tool, field: str) -> dict[str, Any]:
         )
     check_nesting(function.parameters, field)
     described = {} if function.description is None else {"description": function.description}
-    parameters = function.parameters or {"type": "object", "properties": {}}
+    parameters = {"type": "object", "properties": {}}
+    if function.parameters is not None:
+        parameters = function.parameters
     return {"name": function.name, **described, "parameters": parameters}
 
 
