@@ -6,10 +6,10 @@ from their file to the device without passing through a builder. In shapes: B la
 T positions of the cache, N heads of queries, keys and values together, H of queries, K of keys,
 D head_dim, E hidden, V vocabulary; a graph has fixed sizes.
 
-- "layer": `hidden` [B * S, E], `cosines` and `sines` [B, 1, S, D], `mask` [B, 1, 1, T] (added to
+- "layer": `hidden` [1, B * S, E], `cosines` and `sines` [B, 1, S, D], `mask` [B, 1, 1, T] (added to
   the scores of the cache), `key` and `value` [B, K, T, D], LAYER_WEIGHTS; gives `hidden_out`
-  [B * S, E] and `heads` [B, N, S, D]: H of queries, K of new keys, K of new values.
-- "tail": `hidden` [B, E], TAIL_WEIGHTS; gives `logits` FP32 [B, V], and `top` FP32 and `top_ids`
+  [1, B * S, E] and `heads` [B, N, S, D]: H of queries, K of new keys, K of new values.
+- "tail": `hidden` [1, B, E], TAIL_WEIGHTS; gives `logits` FP32 [B, V], and `top` FP32 and `top_ids`
   [B, likeliest], the largest of them with their tokens.
 
 What a token looks up is left to who runs it: rows of `embedding` [V, E], `cosines` and `sines`

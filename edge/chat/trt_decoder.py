@@ -147,7 +147,7 @@ class TrtDecoder:
             raise ValueError(f"lanes {first}..{first + lanes - 1}, positions up to {end}")
         if count > self.longest_step:
             raise ValueError(f"{count} tokens, a step takes {self.longest_step}")
-        few = top is not None and top <= min(LIKELIEST, self.spec.vocabulary)
+        few = top is not None and top <= LIKELIEST and rows.size > 0
         with self._device:
             try:
                 if self._cache.reserve(end):
@@ -188,8 +188,11 @@ class TrtDecoder:
             self._drop_graphs()
             for engine in self._engines.values():
                 engine.close()
-            for block in (*self._inputs.values(), *self._tails.values(), self._cache):
-                block.close()
+            for inputs in self._inputs.values():
+                inputs.close()
+            for tail in self._tails.values():
+                tail.close()
+            self._cache.close()
             for memory in self._memory:
                 memory.free()
         self._engines.clear()
@@ -220,7 +223,8 @@ class TrtDecoder:
         found = slice(begin, begin + len(tokens))
         if few:
             return self._sparse.filled(tail.top[found], tail.top_ids[found])[:, None]
-        return tail.logits[found, None]
+        logits: FloatArray = tail.logits[found, None]
+        return logits
 
     def _captured(self, enqueue: Callable[[], None]) -> Replay:
         """Return a graph of a step, or, where none can be made, the step itself."""
@@ -260,6 +264,7 @@ class TrtDecoder:
             hidden = self._run_layers(inputs, 1, chunk, first + row, store)
             found = self._logits[row * wanted : (row + 1) * wanted]
             picked += self._tail_of_rows(hidden, rows[row].tolist(), few, found)
+            self._stream.synchronize()  # the memory of the inputs is the next lane's
         if few:
             tops, ids = (np.concatenate(parts) for parts in zip(*picked, strict=True))
             return self._sparse.filled(tops, ids).reshape(lanes, wanted, -1)

@@ -134,7 +134,7 @@ class _Layer:
         """Add all of it."""
         graph, spec = self.graph, self.spec
         rows, float_type = self.lanes * self.tokens, graph.float_type
-        hidden = graph.input("hidden", float_type, (rows, spec.hidden))
+        hidden = graph.input("hidden", float_type, (1, rows, spec.hidden))
         width = spec.heads * spec.head_dim
         mixed = self._linear(self._attention(hidden), "output", width, spec.hidden)
         hidden = graph.add("Add", hidden, mixed, name="after_attention")
@@ -145,7 +145,7 @@ class _Layer:
         gated = graph.add("Mul", graph.add("Mul", gate, share, name="silu"), up, name="gated")
         down = self._linear(gated, "down", spec.intermediate, spec.hidden)
         graph.add("Add", hidden, down, name="hidden_out")
-        graph.output("hidden_out", float_type, (rows, spec.hidden))
+        graph.output("hidden_out", float_type, (1, rows, spec.hidden))
         heads = spec.heads + 2 * spec.kv_heads
         graph.output("heads", float_type, (self.lanes, heads, self.tokens, spec.head_dim))
 
@@ -154,7 +154,7 @@ class _Layer:
         return self.graph.add("MatMul", x, weights, name=f"{name}.product")
 
     def _attention(self, hidden: str) -> str:
-        """Return the mixed values [B * S, H * D] of what the new tokens see."""
+        """Return the mixed values [1, B * S, H * D] of what the new tokens see."""
         graph, spec, heads = self.graph, self.spec, self._heads(hidden)
         lanes, tokens, dim = self.lanes, self.tokens, spec.head_dim
         first, second = spec.heads, spec.heads + spec.kv_heads
@@ -186,7 +186,7 @@ class _Layer:
             shape4 = graph.ints(lanes, spec.heads, tokens, dim)
             mixed = graph.add("Reshape", mixed, shape4, name="mixed.heads")
             mixed = graph.add("Transpose", mixed, name="mixed.by_token", perm=(0, 2, 1, 3))
-        rows = graph.ints(lanes * tokens, spec.heads * dim)
+        rows = graph.ints(1, lanes * tokens, spec.heads * dim)
         return graph.add("Reshape", mixed, rows, name="mixed.rows")
 
     def _heads(self, hidden: str) -> str:
@@ -242,12 +242,13 @@ class _Layer:
 def _add_tail(graph: Graph, spec: LlmSpec, piece: Piece) -> None:
     """Add norm, head, and the likeliest tokens: of the groups with the largest maxima."""
     lanes, vocabulary = piece.lanes, spec.vocabulary
-    hidden = graph.input("hidden", graph.float_type, (lanes, spec.hidden))
+    hidden = graph.input("hidden", graph.float_type, (1, lanes, spec.hidden))
     x = _norm(graph, hidden, "norm", spec)
     head = graph.input("head", graph.float_type, (spec.hidden, vocabulary))
-    logits = graph.add("MatMul", x, head, name="head.product" if graph.half else "logits")
+    logits = graph.add("MatMul", x, head, name="head.product")
     if graph.half:
-        logits = graph.add("Cast", logits, name="logits", to=TensorProto.FLOAT)
+        logits = graph.add("Cast", logits, name="head.float", to=TensorProto.FLOAT)
+    logits = graph.add("Reshape", logits, graph.ints(lanes, vocabulary), name="logits")
     graph.output("logits", TensorProto.FLOAT, (lanes, vocabulary))
     groups = vocabulary // GROUP
     count = min(LIKELIEST, vocabulary)
