@@ -88,7 +88,8 @@ def layered_model(
         )
     return LayeredModel(
         decoder=DecoderSpec(
-            form="scatter",
+            form="layered",
+            lanes=lanes,
             layers=spec.layers,
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
