@@ -21,10 +21,6 @@ from edge.errors import ContextLengthError, InputError
 from edge.openai_form import FieldError
 
 
-class PromptTooLongError(ContextLengthError, FieldError):
-    """A prompt leaves no room for an answer; `field` is where it came from."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """What the answers to one prompt start from.
@@ -64,7 +60,7 @@ class Starter:
     def generations(
         self, request: ChatCompletionRequest | CompletionRequest, start: Start
     ) -> tuple[GenerationRequest, ...]:
-        """Return a generation for each choice; raises FieldError, PromptTooLongError among them."""
+        """Return a generation for each choice; raises FieldError or ContextLengthError."""
         tokens = np.array(start.prompt, np.int64)
         self._check(tokens, start)
         constraint = self._constraint(request, start.wanted)
@@ -88,7 +84,7 @@ class Starter:
         try:
             check_prompt(tokens, start.max_tokens, self._spec)
         except ContextLengthError as error:
-            raise PromptTooLongError(str(error), start.field) from error
+            raise ContextLengthError(str(error), start.field) from error
         except InputError as error:
             raise FieldError(str(error), start.field) from error
 
