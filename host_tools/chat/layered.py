@@ -34,7 +34,9 @@ from edge.chat.spec import DecoderSpec
 from edge.errors import UsageError
 from edge.files import atomic_write, storage_errors
 from host_tools.chat.graph import PAGE_BYTES, Graph, WeightFile
+from host_tools.chat.layout import check_layout
 from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
+from host_tools.chat.lora import merge_adapters
 from host_tools.chat.rope import rotary_tables
 from host_tools.chat.weights import Checkpoint, FloatArray, Weights, whole
 from host_tools.errors import ExportError
@@ -44,23 +46,32 @@ GROUP = 128  # logits whose maximum is looked at first
 
 
 def write_layered(
-    folder: Path, out: Path, *, lanes: int, chunk: int, capacities: tuple[int, ...], half: bool
+    folder: Path,
+    out: Path,
+    *,
+    lanes: int,
+    chunk: int,
+    capacities: tuple[int, ...],
+    half: bool,
+    adapters: tuple[Path, ...] = (),
 ) -> LayeredModel:
     """Write the pieces and the weights of a Hugging Face folder into a new folder `out`.
 
     lanes, chunk, capacities: see `edge.chat.layered.pieces_for`; the largest capacity is the
-    context. half: FP16, else FP32. Raises UsageError, ExportError or StorageError.
+    context. half: FP16, else FP32. adapters: see `writer.WriteOptions`.
+    Raises UsageError, ExportError or StorageError.
     """
     spec = llm_spec_from_folder(folder)
+    checkpoint = Checkpoint.from_folder(folder)
+    check_layout(spec, checkpoint.shapes, folder)
+    weights, spec = merge_adapters(checkpoint, spec, adapters)
     model = layered_model(spec, lanes=lanes, chunk=chunk, capacities=capacities, half=half)
     with storage_errors("write", out):
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         write_graphs(spec, model, scratch)
         with storage_errors("write", scratch / WEIGHTS_FILE):
-            tensors = _write_weights(
-                scratch / WEIGHTS_FILE, spec, Checkpoint.from_folder(folder), model
-            )
+            tensors = _write_weights(scratch / WEIGHTS_FILE, spec, weights, model)
         model = replace(model, tensors=tensors)
         atomic_write(scratch / MODEL_FILE, msgspec.json.encode(model))
         with storage_errors("write", out):
