@@ -65,4 +65,4 @@ def _ask(url: str, question: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), *(sys.argv[3:] + ["ort-fp32"])[:2]))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), *[*sys.argv[3:], "ort-fp32"][:2]))
