@@ -34,7 +34,7 @@ from edge.pool import Pool
 from edge.promise import Promise
 from edge.replicas import Replicas
 from edge.routes import Kind, Route
-from edge.serving import ServedModel
+from edge.served import ServedModel
 from edge.spec import Feeds
 from edge.tensor_bytes import held_bytes
 

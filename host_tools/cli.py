@@ -22,6 +22,7 @@ from edge.console import (
     stop_on_sigterm,
 )
 from host_tools.bundle_commands import BUNDLE_COMMANDS
+from host_tools.chat_commands import CHAT_COMMANDS
 from host_tools.compress_commands import COMPRESS_COMMANDS
 from host_tools.profile_command import profile
 from host_tools.terminal import ANY_PATH, FILE, FOLDER, console
@@ -335,7 +336,7 @@ def quickstart(out: Path, keep: bool, port: int) -> None:
     run_quickstart(out, keep=keep, port=port, console=console())
 
 
-for _command in (*BUNDLE_COMMANDS, *COMPRESS_COMMANDS, profile):
+for _command in (*BUNDLE_COMMANDS, *CHAT_COMMANDS, *COMPRESS_COMMANDS, profile):
     cli.add_command(_command)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from onnx import TensorProto
@@ -97,8 +97,8 @@ def _int4(
         values, scale = int4_blocks(chunk, block)
         packed[:, begin // 2 : end // 2] = packed_pairs(values.T)
         scales[:, begin:end] = scale.T
-    return _dequantized(
-        graph,
+    return graph.add(
+        "DequantizeLinear",
         graph.weight(f"{name}.int4", TensorProto.INT4, shape, [packed]),
         graph.floats(f"{name}.scale", scales),
         name=name,
@@ -116,14 +116,15 @@ def _int8(
         end = begin + len(chunk)
         values, scales[begin:end] = int8_channels(chunk)
         matrix[:, begin:end] = values.T
-    return _dequantized(
-        graph,
+    # TensorRT 8 wants zero points, and so does ONNX Runtime: where int8 may saturate it rewrites
+    # the weights as uint8, with a single zero point of its own that no kernel takes. A tensor of
+    # zeros for all layers would be rewritten twice, which it refuses.
+    zeros = np.zeros(shape[1], np.int8)
+    return graph.add(
+        "DequantizeLinear",
         graph.weight(f"{name}.int8", TensorProto.INT8, shape, [matrix]),
         graph.floats(f"{name}.scale", scales),
+        graph.weight(f"{name}.zero", TensorProto.INT8, zeros.shape, [zeros]),
         name=name,
         axis=1,
     )
-
-
-def _dequantized(graph: Graph, values: str, scales: str, *, name: str, **attributes: Any) -> str:
-    return graph.add("DequantizeLinear", values, scales, name=name, **attributes)
