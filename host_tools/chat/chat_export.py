@@ -63,7 +63,7 @@ class ChatExportOptions:
     folder: Path
     out: Path
     precisions: tuple[Precision, ...] = ("fp32",)
-    form: Form = "scatter"
+    form: Form = "scatter-primitive"
     context: int | None = None
     text: Path | None = None
     force: bool = False

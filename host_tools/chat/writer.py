@@ -50,7 +50,7 @@ class WriteOptions:
     DEFAULT_CONTEXT. half: whether activations and cache are FP16; None is so for "fp16" alone.
     """
 
-    form: Form = "scatter"
+    form: Form = "scatter-primitive"
     weights: WeightType = "fp32"
     context: int | None = None
     half: bool | None = None
