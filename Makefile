@@ -7,7 +7,7 @@ VENV310 := .venv310
 BIN := $(VENV)/bin
 
 # Every peer has a venv of its own: their requirements exclude each other.
-PEERS := mlserver litserve fastapi modelopt alibi-detect schemathesis
+PEERS := mlserver litserve fastapi modelopt alibi-detect schemathesis llama-cpp genai
 PEER_mlserver := mlserver==1.7.1 onnxruntime==1.31.1
 PEER_litserve := litserve==0.2.19 onnxruntime==1.31.1
 PEER_fastapi := fastapi==0.165.0 uvicorn[standard]==0.54.0 flask==3.1.3 waitress==3.0.2 onnxruntime==1.31.1
@@ -15,6 +15,10 @@ PEER_fastapi := fastapi==0.165.0 uvicorn[standard]==0.54.0 flask==3.1.3 waitress
 PEER_modelopt := nvidia-modelopt[onnx]==0.47.0 torch==2.13.0
 PEER_alibi-detect := alibi-detect==0.13.0
 PEER_schemathesis := schemathesis==4.32.5 hypothesis==6.170.15
+# Compiled for this CPU (needs cmake and a C++ compiler; 10 minutes).
+PEER_llama-cpp := llama-cpp-python==0.3.36 gguf==0.19.0 safetensors==0.8.0
+# With the torch of constraints.txt, for the model builder.
+PEER_genai := onnxruntime-genai==0.18.0 onnxruntime==1.31.1 onnx==1.23.2 onnx-ir torch==2.13.0 transformers==5.23.0
 
 SERVING_PEERS := mlserver litserve fastapi
 

@@ -57,6 +57,7 @@ EDGE_LAYERS = (
         "http_outlet",
         "installed",
         "latency",
+        "libc",
         "notify",
         "openapi_chat",
         "pool",

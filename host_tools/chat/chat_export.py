@@ -72,7 +72,7 @@ class ChatExportOptions:
     folder: Path
     out: Path
     precisions: tuple[Precision, ...] = ("fp32",)
-    form: Form = "scatter"
+    form: Form = "scatter-primitive"
     context: int | None = None
     adapters: tuple[Path, ...] = ()
     text: Path | None = None
