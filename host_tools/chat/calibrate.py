@@ -30,7 +30,7 @@ from host_tools.chat.weights import Checkpoint, FloatArray, Weights
 from host_tools.graph import Say
 
 SAMPLES = 256  # positions whose activations are kept to compare outputs at
-SEARCHED_ROWS = 1024  # outputs of a site that are compared
+SEARCHED_ROWS = 512  # outputs of a site that are compared
 EXPONENTS = tuple(i / 10 for i in range(1, 11))
 MIGRATIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # A token beyond the range is lost, a wider range costs next to nothing: for what no text showed.

@@ -49,8 +49,9 @@ class WriteOptions:
 
     context: positions that the cache may hold; None is what the model was made for, at most
     DEFAULT_CONTEXT. half: whether activations and cache are FP16; None is so for "fp16" alone.
-    adapters: folders of LoRA adapters, merged in this order.
-    calibration: from `calibrate.calibrate_chat`, for the same type of weights; "w8a8" needs one.
+    adapters: folders of LoRA adapters, merged in this order. head: precision of the matrix that
+    gives the logits, which int4 costs most; None is that of the other weights. calibration: from
+    `calibrate.calibrate_chat`, for the same type of weights; "w8a8" needs one.
     """
 
     form: Form = "scatter-primitive"
@@ -58,6 +59,7 @@ class WriteOptions:
     context: int | None = None
     half: bool | None = None
     adapters: tuple[Path, ...] = ()
+    head: Precision | None = None
     calibration: Calibration | None = None
 
 
@@ -117,7 +119,7 @@ def _plan(spec: LlmSpec, options: WriteOptions) -> Plan:
         form=options.form,
         context=context,
         body=body,
-        head=body,
+        head=body if options.head is None else options.head,
         half_table=options.weights != "fp32",
         calibration=options.calibration,
     )
@@ -125,7 +127,7 @@ def _plan(spec: LlmSpec, options: WriteOptions) -> Plan:
 
 def _check_calibration(options: WriteOptions) -> None:
     if options.calibration is None:
-        if options.weights == "w8a8":
+        if "w8a8" in {options.weights, options.head}:
             raise UsageError("w8a8 needs the ranges of activations; calibrate the model with text")
     elif options.calibration.weights != options.weights:
         raise UsageError(
@@ -144,9 +146,10 @@ def _model(
 ) -> tuple[onnx.ModelProto, int]:
     opset = OPSETS[plan.form]
     half = options.weights == "fp16" if options.half is None else options.half
-    if plan.body == "int4":
+    kinds = {plan.body, plan.head}
+    if "int4" in kinds:
         opset = max(opset, INT4_OPSET)
-    elif plan.body == "w8a8" and half:
+    elif "w8a8" in kinds and half:
         opset = max(opset, HALF_SCALE_OPSET)
     data = weights_path(scratch / name)
     with storage_errors("write", data), data.open("wb") as file:

@@ -219,3 +219,20 @@ def test_w8a8_for_tensorrt_8_has_the_one_form_it_reads(outlier_folder, ranges, t
         assert not zero.any()
         is_weight = node.input[0] in initializers
         assert (scale.ndim, zero.shape) == (int(is_weight), scale.shape)
+
+
+@pytest.mark.slow
+def test_a_finer_head_is_nearer_to_the_model(trained_folder, tmp_path):
+    found = calibrate_chat(trained_folder, windows(1, 2048), "int4")
+    divergences = []
+    for head in (None, "int8"):
+        graph = write_onnx(
+            trained_folder,
+            tmp_path / "model.onnx",
+            weights="int4",
+            calibration=found,
+            head=head,
+        )
+        quality = measure_quality(trained_folder, graph, windows(2, 1024), intra_op_threads=1)
+        divergences.append(quality.kl_mean)
+    assert divergences[1] < 0.85 * divergences[0]
