@@ -53,25 +53,31 @@ def rows() -> None:
     hidden, inner = CONFIG["hidden_size"], CONFIG["intermediate_size"]
     for dtype in (torch.float32, torch.float16):
         torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        gate, up = (torch.randn(inner, hidden, device="cuda", dtype=dtype) * 0.02 for _ in "ab")
-        down = torch.randn(hidden, inner, device="cuda", dtype=dtype) * 0.02
-        for count in (1, 512):
-            x = torch.randn(1, count, hidden, device="cuda", dtype=dtype)
+        _rows(dtype, hidden, inner)
 
-            def block(x: Any = x, gate: Any = gate, up: Any = up, down: Any = down) -> Any:
-                f = torch.nn.functional
-                return x + f.linear(f.silu(f.linear(x, gate)) * f.linear(x, up), down)
 
-            torch.cuda.reset_peak_memory_stats()
+def _rows(dtype: torch.dtype, hidden: int, inner: int) -> None:
+    free = torch.cuda.mem_get_info()[0]
+    gate, up = (torch.randn(inner, hidden, device="cuda", dtype=dtype) * 0.02 for _ in "ab")
+    down = torch.randn(hidden, inner, device="cuda", dtype=dtype) * 0.02
+    for count in (1, 512):
+        x = torch.randn(1, count, hidden, device="cuda", dtype=dtype)
+
+        def block(x: Any = x) -> Any:
+            f = torch.nn.functional
+            return x + f.linear(f.silu(f.linear(x, gate)) * f.linear(x, up), down)
+
+        with torch.no_grad():
             eager = _seconds(block, 100)
-            used = torch.cuda.max_memory_allocated() - before
+            torch.cuda.empty_cache()
+            used = free - torch.cuda.mem_get_info()[0]
             replayed = _seconds(_graph(block).replay, 200)
-            print(
-                f"torch {str(dtype)[6:]} {count}: eager {1e6 * eager:.1f} us, as a CUDA graph "
-                f"{1e6 * replayed:.1f} us, {1 / replayed:.0f} requests/s, {used / 1e6:.0f} MB",
-                flush=True,
-            )
+        print(
+            f"torch {str(dtype)[6:]} {count}: eager {1e6 * eager:.1f} us, as a CUDA graph "
+            f"{1e6 * replayed:.1f} us, {1 / replayed:.0f} requests/s, {used / 1e6:.0f} MB of "
+            "device memory",
+            flush=True,
+        )
 
 
 def generate() -> None:

@@ -93,8 +93,9 @@ def time(folder: Path) -> None:
                 continue
             free, stream = cuda.mem_get_info()[0], cuda.Stream()
             piece = TrtPiece.open(path.read_bytes(), library)
-            piece.use(cuda.mem_alloc(max(1, piece.scratch_bytes)), cuda)
-            rows, addresses, kept = int(name.split(".")[1]), {}, []
+            kept = [cuda.mem_alloc(max(1, piece.scratch_bytes))]
+            piece.use(kept[0], cuda)
+            rows, addresses = int(name.split(".")[1]), {}
             sizes = {"x": rows * HIDDEN, "y": rows * HIDDEN}
             if name.startswith("fp16"):
                 sizes |= dict.fromkeys(("w_gate", "w_up", "w_down"), HIDDEN * INNER)
