@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -16,6 +17,7 @@ from typing import Any
 
 from tests.fakes import DEADLINE_S
 
+EXIT_S = 5.0
 NAMES = ("chromium", "chromium-headless-shell", "google-chrome")
 # Without them it asks the network for updates, and wants a sandbox that root cannot have.
 FLAGS = (
@@ -78,12 +80,11 @@ class Browser:
     ) -> None:
         os.close(self._to)  # it ends with its pipe
         os.close(self._from)
-        try:
-            self._process.wait(DEADLINE_S)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            self._folder.cleanup()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_S)
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Return the result of a command of the DevTools protocol."""
