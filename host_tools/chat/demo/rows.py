@@ -47,10 +47,12 @@ def chat_rows(
     row = column = 0
     while row < count:
         ids, is_answer = _tokens_of(tokenizer, conversation(template, exchanges, rng))
+        if len(ids) > length:
+            continue
         if column + len(ids) > length:
             row, column = row + 1, 0
-        if row == count or len(ids) > length:
-            continue
+        if row == count:
+            break
         rows[row, column : column + len(ids)] = ids
         targets[row, column : column + len(ids)] = np.where(is_answer, ids, IGNORED)
         column += len(ids)

@@ -42,7 +42,7 @@ class Recipe:
     length: int = 256
     rows: int = 5
     chat_rows: int = 3
-    steps: int = 1000
+    steps: int = 1300
     rate: float = 3e-3
     decay: float = 0.05
 
