@@ -40,7 +40,7 @@ define make_venv
 endef
 
 .PHONY: help venv quickstart test test-py310 test-surface test-openapi test-gpu lint peers docs
-.PHONY: bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
+.PHONY: bench-minilm bench-calibration bench-serving bench-chat bench-gpu soak-serving clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -119,6 +119,10 @@ bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the 
 	$(BIN)/edge-kit quickstart --out build/quickstart
 	$(BIN)/python -m tests.bench_images build/quickstart
 	$(BIN)/python -m tests.bench_overload build/minilm/bundle build/minilm/keys
+
+bench-chat: $(VENV)/.stamp .peers/llama-cpp/.stamp .peers/genai/.stamp ## Measure chat on the CPU beside other runtimes (10 minutes, 7 GB).
+	rm -rf build/chat
+	$(BIN)/python -m tests.bench_chat build/chat
 
 soak-serving: $(VENV)/.stamp ## Serve good, bad, slow and vanishing clients at once (ARGS=MINUTES, 20).
 	$(BIN)/python -m tests.soak_serving $(ARGS)
