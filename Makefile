@@ -18,7 +18,7 @@ PEER_schemathesis := schemathesis==4.32.5 hypothesis==6.170.15
 # Compiled for this CPU (needs cmake and a C++ compiler; 10 minutes).
 PEER_llama-cpp := llama-cpp-python==0.3.36 gguf==0.19.0 safetensors==0.8.0
 # With the torch of constraints.txt, for the model builder.
-PEER_genai := onnxruntime-genai==0.18.0 onnxruntime==1.31.1 onnx==1.23.2 onnx-ir torch==2.13.0 transformers==5.23.0
+PEER_genai := onnxruntime-genai==0.18.0 onnxruntime==1.31.1 onnx==1.23.2 onnx-ir==1.1.0 torch==2.13.0 transformers==5.23.0
 
 SERVING_PEERS := mlserver litserve fastapi
 
