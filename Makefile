@@ -39,8 +39,9 @@ define make_venv
 	$(1) -m venv --without-pip $(2) && $(1) -m pip --python $(2)/bin/python install -qq pip; fi
 endef
 
-.PHONY: help venv quickstart test test-py310 test-surface test-openapi test-gpu lint peers docs
-.PHONY: bench-minilm bench-calibration bench-serving bench-chat bench-gpu soak-serving clients-400 clean
+.PHONY: help venv quickstart chat-demo test test-slow test-py310 test-surface test-openapi test-gpu lint
+.PHONY: peers docs bench-minilm bench-calibration bench-serving bench-chat bench-gpu soak-serving
+.PHONY: clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -51,8 +52,14 @@ venv: $(VENV)/.stamp ## Make .venv with everything that development needs.
 quickstart: $(VENV)/.stamp ## Train, quantize, sign, serve and compare a small model (ARGS=--keep).
 	$(BIN)/edge-kit quickstart $(ARGS)
 
-test: $(VENV)/.stamp ## Run all tests (ARGS="-k name").
+chat-demo: $(VENV)/.stamp ## Train a small Llama on Python's documentation, pack and serve it (6 minutes; ARGS=--keep).
+	$(BIN)/edge-kit chat-demo $(ARGS)
+
+test: $(VENV)/.stamp ## Run all tests but the slow ones (ARGS="-k name").
 	$(BIN)/python -m pytest tests $(ARGS)
+
+test-slow: $(VENV)/.stamp ## Run the slow tests: whole pipelines on real models (ARGS="-k name").
+	$(BIN)/python -m pytest -m 'slow and not gpu and not surface' tests $(ARGS)
 
 test-py310: ## Run the tests of edge/ on Python 3.10, if there is one.
 	@for python in python3.10 "$$HOME"/.pyenv/versions/3.10*/bin/python; do \
@@ -131,7 +138,7 @@ clients-400: $(VENV)/.stamp ## Serve 400 clients for a minute; each checks its a
 	$(BIN)/python -m tests.clients_400 $(ARGS)
 
 clean: ## Remove what make made.
-	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out
+	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out chat-demo-out
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.stamp: setup.py constraints.txt

@@ -111,9 +111,7 @@ def _metrics() -> Iterator[str]:
             ),
         ),
         chats=(
-            ChatState(
-                model="m", lanes=1, running=0, waiting=0, cache_use=0.0, counters=Counters()
-            ),
+            ChatState(model="m", lanes=1, running=0, waiting=0, cache_use=0.0, counters=Counters()),
         ),
         sample=Sample(
             rss_bytes=1,

@@ -17,6 +17,7 @@ from edge.chat.chat_model import ChatModel
 from edge.chat.generation import End, Generation, Piece
 from edge.chat.openai_request import chat_request, completion_request, model_of
 from edge.chat.page import PAGE_PATH, chat_page
+from edge.chat.plain import model_of_plain
 from edge.errors import DeadlineError, EdgeError, InputError
 from edge.http_answer import (
     AGENT_FAILED,
@@ -27,7 +28,7 @@ from edge.http_answer import (
     unpacked,
     wrong_method,
 )
-from edge.http_connection import Cancel, Handler, Reply
+from edge.http_handler import Cancel, CancelAtEof, Handler, Reply
 from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from edge.http_stream import HttpStream
@@ -112,7 +113,7 @@ class ChatHandler:
             return None
         call = _ChatCall(self, path, request, reply, send)
         call.begin()
-        return call.cancel
+        return CancelAtEof(call.cancel)
 
     def close(self) -> None:
         """Stop the helpers, once they have done what they do."""
@@ -172,7 +173,7 @@ class _ChatCall:
 
     def _model_name(self, body: bytes) -> str:
         """Return the model that a request is for; without a name, the only one there is."""
-        name = model_of(body) if self._path.is_openai else None
+        name = model_of(body) if self._path.is_openai else model_of_plain(body)
         if name is not None:
             return name
         chats = [model.name for model in self._handler.serving.models if model.chat is not None]

@@ -110,7 +110,7 @@ class AgentConfig:
         ),
     )
     chat_lanes: int = field(
-        default=8,
+        default=4,
         metadata=_about(
             "Conversations that a chat model answers at once; fewer where memory is short.",
             low=1,

@@ -11,15 +11,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import httptools
 
 from edge.errors import QueueFullError
 from edge.http_answer import HttpAnswer, answer_from_error, answer_head, json_error, too_large
+from edge.http_handler import Cancel, CancelAtEof, Handler
 from edge.http_limits import Budget, ClientPlaces, client_from_address
 from edge.http_outlet import Outlet
-from edge.http_request import ArrivingRequest, HttpRequest, RefusedError
+from edge.http_request import ArrivingRequest, RefusedError
 from edge.http_stream import HttpStream
 from edge.wsgi_environ import target_of
 
@@ -34,26 +35,6 @@ WATCHING_METHODS = {"GET", "HEAD"}
 _TOO_LONG_A_HEAD = json_error(
     431, f"Request Header Fields Too Large: more than {MAX_HEADER_BYTES} bytes"
 )
-
-Cancel = Callable[[], None]
-Reply = Callable[[HttpAnswer | HttpStream], None]
-
-
-class Handler(Protocol):
-    """Answers requests: `reply` is called once, in the loop's thread, now or later."""
-
-    def admit(self, method: str, path: str) -> HttpAnswer | None:
-        """Return why a request whose head has come is refused; its body is then thrown away.
-
-        Called in the loop's thread. Nothing is held for a request that may come: until its body
-        is whole it holds no place, so that clients who trickle keep nobody out.
-        """
-
-    def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
-        """Begin to answer; what is returned is called if the client goes away before the end."""
-
-    def close(self) -> None:
-        """Stop what was started for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +127,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(json_error(400, message))
                 return True
             self._arriving = None
+        if isinstance(self._cancel, CancelAtEof):
+            return False
         return self._answering is not None or bool(self._waiting)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -339,12 +322,12 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, answer: HttpAnswer) -> None:
         """Answer at once, then read on for a while: a reset would destroy the answer."""
-        if self._arriving is None or self._arriving.refusal is not answer:  # else it is counted
-            self._rules.on_refusal(answer.status)
         if self._stream is not None:  # its client would take the refusal for a piece of the body
             self._stream.cut()
             self._drop_all()
             return
+        if self._arriving is None or self._arriving.refusal is not answer:  # else it is counted
+            self._rules.on_refusal(answer.status)
         self._drop_all()
         self._write(answer, closes=True)
         self._lingers_until = self._rules.loop.time() + LINGER_S

@@ -25,7 +25,7 @@ from edge.http_answer import (
     packed,
     wrong_method,
 )
-from edge.http_connection import Cancel, Handler, Reply
+from edge.http_handler import Cancel, Handler, Reply
 from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from edge.inbox import Answer, too_late

@@ -29,7 +29,8 @@ MAX_COUNT = 2**63 - 1  # of bytes in a file, or values along an axis
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+# "w8a8": weights and activations of a chat model; its "int8" and "int4" are weights alone.
+Precision = Literal["fp32", "fp16", "int8", "w8a8", "int4"]
 Backend = Literal["ort", "trt", "trt-rtx"]
 
 
@@ -65,7 +66,8 @@ class EngineFacts:
     `device`, None if unknown. cuda: what the driver must run at least, None if any will do.
     memory_bytes: device memory that a session takes, 0 if it was not measured.
     plugins: layers from outside TensorRT. layers: their number by precision, as the inspector
-    counts them after fusion; empty where TensorRT does not tell.
+    counts them after fusion; empty where TensorRT does not tell. tried: whether it ran and passed
+    a self-test where it was built; an engine for a card that is not there is built only.
     """
 
     device: str
@@ -81,6 +83,7 @@ class EngineFacts:
     plugins: tuple[str, ...] = ()
     layers: dict[str, Count] = field(default_factory=dict)
     build_seconds: float = 0.0
+    tried: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

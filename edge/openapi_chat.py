@@ -23,7 +23,7 @@ class CachedTokens(_Answer):
     cached_tokens: int
 
 
-class Usage(_Answer):
+class ChatUsage(_Answer):
     """Tokens of prompts and answers."""
 
     prompt_tokens: int
@@ -95,7 +95,7 @@ class ChatCompletion(_Answer):
     created: int
     model: str
     choices: tuple[ChatChoice, ...]
-    usage: Usage
+    usage: ChatUsage
     system_fingerprint: None
 
 
@@ -125,7 +125,7 @@ class Completion(_Answer):
     created: int
     model: str
     choices: tuple[TextChoice, ...]
-    usage: Usage
+    usage: ChatUsage
     system_fingerprint: None
 
 
@@ -135,5 +135,5 @@ class PlainAnswer(_Answer):
     answer: str
     model: str
     finish_reason: FinishReason
-    usage: Usage
+    usage: ChatUsage
     reasoning: str | UnsetType = UNSET

@@ -25,6 +25,8 @@ from edge.trust import MAX_SIGNATURE_BYTES, signature_from_bytes
 from host_tools.engine_record import EngineRecord
 from host_tools.use_words import use_lines
 
+NOT_RUN = "built, not run here"
+
 
 def read_manifest(root: Path) -> tuple[bytes, Manifest, str]:
     """Return (bytes, Manifest, who claims to have signed it); nothing is verified."""
@@ -86,7 +88,9 @@ def record_line(record: EngineRecord) -> str:
     layers = ", ".join(f"{count} {kind}" for kind, count in sorted(facts.layers.items()))
     return (
         f"{record.id}: {record.precision} for SM {', '.join(facts.sms)}, {library} "
-        f"{facts.runtime}, {facts.build_seconds:.1f} s" + (f"; layers: {layers}" if layers else "")
+        f"{facts.runtime}, {facts.build_seconds:.1f} s"
+        + (f"; layers: {layers}" if layers else "")
+        + ("" if facts.tried else f"; {NOT_RUN}")
     )
 
 
@@ -168,7 +172,9 @@ def accuracy_rows(accuracy: Accuracy) -> list[tuple[str, str]]:
 
 def _where(variant: Variant) -> str:
     if variant.engine is not None:
-        return f"engine for {variant.engine.device}, {variant.backend} {variant.engine.runtime}"
+        facts = variant.engine
+        built = f"engine for {facts.device}, {variant.backend} {facts.runtime}"
+        return built if facts.tried else f"{built}, {NOT_RUN}"
     return "built on device" + (f": {', '.join(variant.build_for)}" if variant.build_for else "")
 
 

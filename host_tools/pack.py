@@ -173,6 +173,7 @@ def _pack_chat_model(
 ) -> Model:
     chat = ChatPackRequest(
         folder=request.fp32,
+        engines=request.engines,
         name=request.name,
         version=request.model_version,
         threads=request.threads or cpu_threads(),

@@ -36,7 +36,7 @@ from edge.capture.capture_file import (
 from edge.capture.recording import Recording, Wish
 from edge.capture.redaction import redacted
 from edge.http_answer import AGENT_FAILED, HttpAnswer, json_error
-from edge.http_connection import Cancel, Handler, Reply
+from edge.http_handler import Cancel, Handler, Reply
 from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from edge.http_stream import HttpStream

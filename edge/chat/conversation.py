@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edge.chat.openai_request import CalledFunction, ContentPart, Message, Tool
-from edge.chat.tools import ToolForm
+from edge.chat.openai_request import CalledFunction, ContentPart, Message, Tool, check_nesting
+from edge.chat.tools import MISTRAL, ToolForm
 from edge.openai_form import FieldError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -60,8 +60,11 @@ def _function(tool: Tool, field: str) -> dict[str, Any]:
             f"{field} are of type {json.dumps(kind)[:80]}; arguments are an object: describe one",
             field,
         )
+    check_nesting(function.parameters, field)
     described = {} if function.description is None else {"description": function.description}
-    parameters = function.parameters or {"type": "object", "properties": {}}
+    parameters = {"type": "object", "properties": {}}
+    if function.parameters is not None:
+        parameters = function.parameters
     return {"name": function.name, **described, "parameters": parameters}
 
 
@@ -122,12 +125,13 @@ def _calls(message: Message, field: str, form: ToolForm | None) -> list[dict[str
 
 
 def _arguments(function: CalledFunction, field: str) -> dict[str, Any]:
-    if isinstance(function.arguments, dict):
-        return function.arguments
-    try:
-        arguments = json.loads(function.arguments or "{}", parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise FieldError(f"{field} are no JSON: {str(error)[:80]}", field) from error
+    arguments: Any = function.arguments
+    if not isinstance(arguments, dict):
+        try:
+            arguments = json.loads(arguments or "{}", parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise FieldError(f"{field} are no JSON: {str(error)[:80]}", field) from error
+    check_nesting(arguments, field)
     if not isinstance(arguments, dict):
         raise FieldError(f"{field} are no object", field)
     return arguments
@@ -139,6 +143,6 @@ def _refuse(constant: str) -> Callable[[], None]:
 
 def _call_id(given: str, form: ToolForm | None) -> str:
     """Return the id of a call; templates of Mistral's take no others than nine characters."""
-    if form != "mistral" or _MISTRAL_ID.fullmatch(given):
+    if form not in MISTRAL or _MISTRAL_ID.fullmatch(given):
         return given
     return hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:9]

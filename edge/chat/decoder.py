@@ -41,12 +41,21 @@ class Decoder(Protocol):
     def grows(self) -> bool:
         """Whether the cache is as long as it had to be so far, so that `shrink` makes it faster."""
 
-    def step(self, first: int, tokens: IntArray, start: IntArray, rows: IntArray) -> FloatArray:
+    def step(
+        self,
+        first: int,
+        tokens: IntArray,
+        start: IntArray,
+        rows: IntArray,
+        *,
+        top: int | None = None,
+    ) -> FloatArray:
         """Run new tokens in lanes first..first+n-1 and return logits FP32 [n, wanted, vocabulary].
 
         tokens: [n, tokens]; those of a lane take its positions start..start+tokens-1, all below
         the context, and see what was run before at positions below. start: [n].
-        rows: [n, wanted], which of the new tokens to give logits for.
+        rows: [n, wanted], which of the new tokens to give logits for. top: so many of the largest
+        logits of a row are all that is asked for; the others may be minus infinity.
         What is returned is read before the next call, which may overwrite it.
         Raises InferenceError if the backend fails; the caches of these lanes are unknown then.
         """

@@ -34,7 +34,7 @@ class MarkedEncoder:
         # No client can know such a name, so that none can write it.
         secret = secrets.token_hex(8)
         renamed = {
-            token["content"]: f"\ue000{secret}{number}\ue001"
+            token["content"]: f"\uf8ff{secret}x{number}\uf8ff"
             for number, token in enumerate(added)
             if token.get("special")
         }

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-_PRIVATE_USE = range(0xE000, 0xF900)
+_PRIVATE_USE = range(0xE000, 0xF8FF)  # the last one is for `MarkedEncoder`
 
 
 class SpecialNames:

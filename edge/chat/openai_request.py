@@ -21,6 +21,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_NESTING = 64  # of schemas, arguments and variables
 COMPLETION_TOKENS = 16  # of /v1/completions if a request does not say; as OpenAI's
 
 # What would change the answer if it were done.
@@ -33,6 +34,7 @@ _NOT_DONE = frozenset(
 )
 _EMPTY = frozenset({b"null", b"false", b"[]", b"{}", b'""'})
 _T = TypeVar("_T", bound="_Request")
+_Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -182,7 +184,7 @@ class ChatCompletionRequest(_Request, frozen=True, kw_only=True):
 class CompletionRequest(_Request, frozen=True, kw_only=True):
     """What is asked of `/v1/completions`. prompt: a text, or tokens; several of them."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: str | list[str | _Token | list[_Token]]
     best_of: int | None = None
     echo: bool | None = None
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -256,6 +258,21 @@ def check_stops(stops: list[str]) -> None:
                 f"stop holds a string of {len(stop)} characters; send 1..{MAX_STOP_CHARACTERS}",
                 "stop",
             )
+
+
+def check_nesting(value: Any, field: str) -> None:
+    """Raise FieldError for a JSON value nested more deeply than all that reads it can follow."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            held
+            for outer in level
+            if isinstance(outer, dict | list)
+            for held in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise FieldError(f"{field} is nested more than {MAX_NESTING} deep; flatten it", field)
 
 
 def _checked(decoder: msgspec.json.Decoder[_T], body: bytes, what: str) -> _T:

@@ -82,8 +82,16 @@ class OrtDecoder:
             spec = replace(spec, context=min(context, spec.context))
         return cls(session, spec, cache_of(spec, lanes), lanes=lanes)
 
-    def step(self, first: int, tokens: IntArray, start: IntArray, rows: IntArray) -> FloatArray:
-        """Return logits FP32 [n, wanted, vocabulary]; see `decoder.Decoder`."""
+    def step(
+        self,
+        first: int,
+        tokens: IntArray,
+        start: IntArray,
+        rows: IntArray,
+        *,
+        top: int | None = None,
+    ) -> FloatArray:
+        """Return logits FP32 [n, wanted, vocabulary], always all; see `decoder.Decoder`."""
         if self._session is None:
             raise InferenceError("the decoder is closed; open the model again")
         (lanes, count), wanted = tokens.shape, rows.shape[1]

@@ -58,19 +58,22 @@ class PromptMaker:
     def prompt(self, conversation: Conversation) -> Prompt:
         """Return the prompt of a conversation; raises InputError."""
         now = self._now()
-        text = self._rendered(conversation, now)
-        if not any(map(self._names.may_come_of, _strings(conversation))):
-            return Prompt(text=text, tokens=self._tokenizer.encode(text))
+        text = marked = self._rendered(conversation, now)
         mark = unused_mark(text)
         if mark is None:
             raise InputError("the messages hold every character that is for private use")
-        marked = self._rendered(self._marked(conversation, mark, only_whole=False), now)
-        if without(marked, mark) != text:
-            # The template looks into what a client wrote, so that marks mislead it: fewer of them.
-            marked = self._rendered(self._marked(conversation, mark, only_whole=True), now)
-            text = without(marked, mark)
-        if self._names.count(text) == self._names.count(marked):
-            return Prompt(text=text, tokens=self._tokenizer.encode(text))
+        if any(map(self._names.may_come_of, _strings(conversation))):
+            marked = self._rendered(self._marked(conversation, mark, only_whole=False), now)
+            if without(marked, mark) != text:
+                # The template looks into what a client wrote, and marks mislead it: fewer of them.
+                marked = self._rendered(self._marked(conversation, mark, only_whole=True), now)
+                text = without(marked, mark)
+        written = self._names.count(marked)
+        if written == self._names.count(text):
+            tokens = self._tokenizer.encode(text)
+            # A tokenizer may make names of other characters, before it looks for them.
+            if sum(map(self._tokenizer.is_special, tokens)) <= written:
+                return Prompt(text=text, tokens=tokens)
         return Prompt(text=text, tokens=self._encoded(marked, mark))
 
     def _rendered(self, conversation: Conversation, now: datetime) -> str:

@@ -14,6 +14,7 @@ from edge.chat.openai_request import (
     NamedTool,
     ObjectFormat,
     SchemaFormat,
+    check_nesting,
 )
 from edge.chat.tools import ToolForm
 from edge.openai_form import FieldError
@@ -56,7 +57,8 @@ def tool_wish(request: ChatCompletionRequest, form: ToolForm | None, model: str)
         return ToolWish()
     if form is None:
         raise FieldError(
-            f"tools: the chat template of model {model!r} has no place for them; leave them out",
+            f"tools: how model {model!r} calls any is not known from its chat template; leave them "
+            "out",
             "tools",
         )
     if choice not in (None, "auto"):
@@ -73,12 +75,14 @@ def schema_wish(request: ChatCompletionRequest) -> SchemaWish | None:
     if isinstance(wanted, SchemaFormat):
         given = wanted.json_schema
         schema = ANY_OBJECT if given.schema is None else given.schema
+        check_nesting(schema, "response_format")
         return SchemaWish(schema=schema, is_strict=bool(given.strict))
     return None
 
 
 def template_variables(request: ChatCompletionRequest) -> dict[str, Any]:
     """Return what a template may read besides the conversation."""
+    check_nesting(request.chat_template_kwargs, "chat_template_kwargs")
     variables = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", request.reasoning_effort)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from edge.bundle import blob_path
 from edge.chat.facts import ChatFacts
 from edge.chat.golden import golden_logits
 from edge.chat.ort_decoder import OrtDecoder
+from edge.errors import UsageError
 from edge.files import read_capped
 from edge.manifest import (
     LOGITS,
@@ -34,24 +35,30 @@ from host_tools.chat.chat_export import (
     TEMPLATE_NAME,
     TOKENIZER_NAME,
     ChatExport,
-    ExportedVariant,
     read_export,
 )
 from host_tools.chat.talk_files import MAX_TOKENIZER_BYTES
 from host_tools.chat.writer import weights_path
-from host_tools.golden import make_golden
+from host_tools.engine_record import EngineRecord, records_of
+from host_tools.golden import FLOAT_TOLERANCE, make_golden
 from host_tools.measure import measure
 from host_tools.progress import progress_bar
 
 EXPORTER = "edge-kit chat"
+# Of logits, where the graph in ONNX Runtime's form is not there to measure it.
+ENGINE_TOLERANCE: dict[Precision, float] = {"fp32": FLOAT_TOLERANCE, "fp16": 0.02}
 MEASURED_AT = 128  # tokens that are in the cache when a step is measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPackRequest:
-    """What becomes one model of a bundle. folder: of `export_chat`. name, version: of the model."""
+    """What becomes one model of a bundle.
+
+    folder: of `export_chat`. engines: of `build_chat_engines`. name, version: of the model.
+    """
 
     folder: Path
+    engines: Path | None = None
     name: str
     version: str
     threads: int
@@ -70,11 +77,21 @@ def pack_chat(
 ) -> Model:
     """Put a chat model's files into the store of a bundle at scratch, and return it."""
     record = read_export(request.folder)
+    built = () if request.engines is None else _records(request.engines, record)
     prefix = request.name
     store.add(f"{prefix}/{TOKENIZER_NAME}", _content(request.folder / TOKENIZER_NAME))
     if record.has_template:
         store.add(f"{prefix}/{TEMPLATE_NAME}", _content(request.folder / TEMPLATE_NAME))
-    files = {v.precision: _add_graph(request, v, store, scratch) for v in record.variants}
+    files = {
+        v.precision: _add_graph(
+            request.folder / v.file,
+            weights_path(request.folder / v.file),
+            f"{prefix}/{v.precision}.onnx",
+            store,
+            scratch,
+        )
+        for v in record.variants
+    }
     paths = {artifact.path: blob_path(scratch, artifact.sha256) for artifact in store.artifacts}
     cases = tuple({TOKENS: np.array(tokens, np.int64)} for tokens in record.golden)
     ran = {}
@@ -88,6 +105,9 @@ def pack_chat(
         store.add,
         prefix=f"{prefix}/golden",
     )
+    tolerance = dict(golden.tolerance)
+    for one in built:
+        tolerance.setdefault(one.precision, ENGINE_TOLERANCE[one.precision])
     preference = _preference({precision: one.measurement for precision, one in ran.items()})
     say(preference.why)
     return Model(
@@ -107,9 +127,10 @@ def pack_chat(
                 quality=variant.quality,
             )
             for variant in record.variants
-        ),
+        )
+        + tuple(_engine(request.engines or Path(), one, prefix, store, scratch) for one in built),
         preferences=(preference,),
-        golden=golden,
+        golden=replace(golden, tolerance=tolerance),
         chat=_facts(record, prefix),
         provenance=_provenance(record, paths[files[record.variants[0].precision][0]]),
     )
@@ -119,23 +140,64 @@ def _content(path: Path) -> bytes:
     return read_capped(path, max_bytes=MAX_TOKENIZER_BYTES, follow_links=True)
 
 
+def _records(engines: Path, record: ChatExport) -> tuple[EngineRecord, ...]:
+    """Return what was built from the same model as the graphs, and can be tested like them."""
+    found = records_of(engines, record.source_sha256, record.source)
+    exported = {variant.precision for variant in record.variants}
+    for one in found:
+        if one.precision not in exported and one.precision not in ENGINE_TOLERANCE:
+            raise UsageError(
+                f"{one.id} is {one.precision}, and nothing tells how far from fp32 that is: "
+                f"export the model with --precision {one.precision} too"
+            )
+    return found
+
+
+def _engine(
+    folder: Path, record: EngineRecord, prefix: str, store: BlobStore, scratch: Path
+) -> Variant:
+    """Store an engine, or the graph that a device builds one from, and return its variant."""
+    name = f"{prefix}/engines/{record.file}"
+    if record.engine is not None or record.pieces:
+        files: tuple[str, ...] = tuple(
+            _add_file(folder / file, f"{prefix}/engines/{file}", store, scratch)
+            for file in (record.file, *record.pieces)
+        )
+    else:
+        assert record.weights is not None  # noqa: S101 - a chat graph has them beside it
+        files = _add_graph(folder / record.file, folder / record.weights, name, store, scratch)
+    return Variant(
+        id=record.id,
+        backend=record.backend,
+        precision=record.precision,
+        files=files,
+        engine=record.engine,
+        typed=record.typed,
+        build_for=record.build_for,
+        decoder=record.decoder,
+    )
+
+
+def _add_file(file: Path, name: str, store: BlobStore, scratch: Path) -> str:
+    copy = scratch / f"{file.name}.copy"
+    shutil.copyfile(file, copy)
+    return store.add_file(name, copy).path
+
+
 def _add_graph(
-    request: ChatPackRequest, variant: ExportedVariant, store: BlobStore, scratch: Path
+    graph: Path, weights: Path, name: str, store: BlobStore, scratch: Path
 ) -> tuple[str, ...]:
     """Copy a graph and its weights; the graph then names them by their digest."""
-    graph = request.folder / variant.file
-    name = f"{request.name}/{variant.precision}.onnx"
-    copy = scratch / weights_path(graph).name
-    shutil.copyfile(weights_path(graph), copy)
-    weights = store.add_file(f"{name}.weights", copy)
+    stored = _add_file(weights, f"{name}.weights", store, scratch)
+    digest = store.artifact(stored).sha256
     model = onnx.load(str(graph), load_external_data=False)
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
             for entry in tensor.external_data:
                 if entry.key == "location":
-                    entry.value = weights.sha256
+                    entry.value = digest
     store.add(name, model.SerializeToString())
-    return name, weights.path
+    return name, stored
 
 
 def _run(graph: Path, cases: tuple[Feeds, ...], threads: int) -> _Ran:

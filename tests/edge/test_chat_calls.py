@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -223,16 +226,15 @@ def test_who_waits_hears_how_many_are_before_him(tmp_path: Any) -> None:
         gate.hold()
         body = {"model": NAME, "messages": HELLO, "max_tokens": 2, "stream": True}
         url = f"{agent.url}/v1/chat/completions"
-        with httpx.Client(timeout=30) as one, httpx.Client(timeout=30) as two:
-            with one.stream("POST", url, json=body) as first:
-                wait_until(lambda: generator.running == 1)
-                with two.stream("POST", url, json=body) as second:
-                    assert second.headers["edge-queue-ahead"] == "0"
-                    lines = second.iter_lines()
-                    assert next(line for line in lines if line.startswith(":")) == ": ahead 0"
-                    gate.open()
-                    assert list(lines)[-2:] == ["data: [DONE]", ""]
-                assert first.read()
+        with httpx.Client(timeout=30) as client, client.stream("POST", url, json=body) as first:
+            wait_until(lambda: generator.running == 1)
+            with client.stream("POST", url, json=body) as second:
+                assert second.headers["edge-queue-ahead"] == "0"
+                lines = second.iter_lines()
+                assert next(line for line in lines if line.startswith(":")) == ": ahead 0"
+                gate.open()
+                assert list(lines)[-2:] == ["data: [DONE]", ""]
+            assert first.read()
 
 
 def test_an_answer_that_takes_too_long_ends_with_a_timeout(tmp_path: Any) -> None:
@@ -304,11 +306,43 @@ def test_sixty_four_clients_on_four_lanes_are_all_answered(agent: Agent) -> None
     assert answers == [expected_text(talk) for talk in talks]
 
 
-def test_a_chat_model_comes_and_goes(agent: Agent, client: openai.OpenAI) -> None:
-    for verb, status in (("unload", 503), ("load", 200)):
-        url = f"{agent.url}/v2/repository/models/{NAME}/{verb}"
-        assert httpx.post(url, timeout=30).status_code == 200
-        body = {"model": NAME, "messages": HELLO, "max_tokens": 1}
-        said = httpx.post(f"{agent.url}/v1/chat/completions", json=body, timeout=30)
-        assert said.status_code == status
-        assert isinstance(json.loads(said.text), dict)
+def test_four_hundred_streams_at_once_get_their_whole_answers(tmp_path: Any) -> None:
+    """All are open before the first answer begins; read in one thread, as bytes."""
+    count, gate = 400, Gate(holds=False)
+    config = make_config(tmp_path, chat_parts(), chat_lanes=8, queue_size=count)
+    opener = fake_opener(before_step=gate)
+    with running_agent(config, open_decoder=opener) as agent, contextlib.ExitStack() as stack:
+        generator = agent.serving.served_chat(NAME).generator
+        gate.hold()
+        host, _, port = agent.url.removeprefix("http://").partition(":")
+        clients = []
+        for number in range(count):
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            body = json.dumps(
+                {"model": NAME, "messages": [{"role": "user", "content": f"client {number}"}],
+                 "max_tokens": 6, "temperature": 0, "stream": True}
+            ).encode()  # fmt: skip
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+            client.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
+            clients.append(client)
+        wait_until(lambda: generator.running + generator.waiting == count)
+        gate.open()
+        for number, client in enumerate(clients):
+            received = b"".join(iter(lambda client=client: client.recv(1 << 16), b""))
+            events = re.findall(rb"^data: (\{.*\})\r?$", received, re.M)
+            deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+            text = "".join(delta.get("content", "") for delta in deltas)
+            assert text == expected_text([{"role": "user", "content": f"client {number}"}], 6)
+            assert b"data: [DONE]" in received
+
+
+def test_a_chat_model_comes_and_goes(tmp_path: Any) -> None:
+    config = make_config(tmp_path, chat_parts())
+    with running_agent(config, open_decoder=fake_opener()) as agent:
+        for verb, status in (("unload", 503), ("load", 200)):
+            url = f"{agent.url}/v2/repository/models/{NAME}/{verb}"
+            assert httpx.post(url, timeout=30).status_code == 200
+            body = {"model": NAME, "messages": HELLO, "max_tokens": 1}
+            said = httpx.post(f"{agent.url}/v1/chat/completions", json=body, timeout=30)
+            assert said.status_code == status
+            assert isinstance(json.loads(said.text), dict)

@@ -16,7 +16,7 @@ from edge.capture import recorder
 from edge.capture.capture_file import Capture, frame_bytes, read_capture
 from edge.capture.recorder import Recorder
 from edge.capture.redaction import redacted
-from edge.http_connection import Cancel, Handler, Reply
+from edge.http_handler import Cancel, Handler, Reply
 from edge.http_request import HttpRequest
 from edge.http_stream import HttpStream
 from tests.agents import make_config, running_agent
