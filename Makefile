@@ -18,7 +18,7 @@ PEER_schemathesis := schemathesis==4.32.5 hypothesis==6.170.15
 # Compiled for this CPU (needs cmake and a C++ compiler; 10 minutes).
 PEER_llama-cpp := llama-cpp-python==0.3.36 gguf==0.19.0 safetensors==0.8.0
 # With the torch of constraints.txt, for the model builder.
-PEER_genai := onnxruntime-genai==0.18.0 onnxruntime==1.31.1 onnx==1.23.2 onnx-ir torch==2.13.0 transformers==5.23.0
+PEER_genai := onnxruntime-genai==0.18.0 onnxruntime==1.31.1 onnx==1.23.2 onnx-ir==1.1.0 torch==2.13.0 transformers==5.23.0
 
 SERVING_PEERS := mlserver litserve fastapi
 
@@ -40,7 +40,8 @@ define make_venv
 endef
 
 .PHONY: help venv quickstart chat-demo test test-slow test-py310 test-surface test-openapi test-gpu lint
-.PHONY: peers docs bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
+.PHONY: peers docs bench-minilm bench-calibration bench-serving bench-chat bench-gpu soak-serving
+.PHONY: clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -125,6 +126,10 @@ bench-serving: $(VENV)/.stamp $(SERVING_PEERS:%=.peers/%/.stamp) ## Measure the 
 	$(BIN)/edge-kit quickstart --out build/quickstart
 	$(BIN)/python -m tests.bench_images build/quickstart
 	$(BIN)/python -m tests.bench_overload build/minilm/bundle build/minilm/keys
+
+bench-chat: $(VENV)/.stamp .peers/llama-cpp/.stamp .peers/genai/.stamp ## Measure chat on the CPU beside other runtimes (10 minutes, 7 GB).
+	rm -rf build/chat
+	$(BIN)/python -m tests.bench_chat build/chat
 
 soak-serving: $(VENV)/.stamp ## Serve good, bad, slow and vanishing clients at once (ARGS=MINUTES, 20).
 	$(BIN)/python -m tests.soak_serving $(ARGS)

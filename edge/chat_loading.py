@@ -25,6 +25,11 @@ from edge.manifest import LOGITS, TOKENS, Model
 from edge.self_test import SelfTest, run_self_test
 from edge.spec import AnyArray, Feeds
 
+# Measured with int4 on two cores, see BENCHMARKS.md: a token of a prompt costs a tenth more in
+# chunks of 512, and with longer drafts the wrong ones cost more than the right ones bring.
+CPU_CHUNK = 256
+CPU_DRAFT_TOKENS = 2
+
 logger = logging.getLogger(__name__)
 
 
@@ -64,7 +69,8 @@ def open_chat(
         model.name,
         opened,
         options=GeneratorOptions(
-            scheduler=SchedulerOptions(max_waiting=config.queue_size),
+            scheduler=SchedulerOptions(max_waiting=config.queue_size, chunk=CPU_CHUNK),
+            draft_tokens=CPU_DRAFT_TOKENS,
             stall_timeout_s=config.stall_timeout_s,
         ),
         clock=clock,

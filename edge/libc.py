@@ -29,7 +29,7 @@ class FlushedDenormals:
         """Remember how the thread computes, and change it."""
         if self._library is not None and self._bits:
             self._library.fegetenv(self._before)
-            self._inside[:] = self._before
+            self._inside[:] = list(self._before)
             self._inside[self._word] |= self._bits
             self._library.fesetenv(self._inside)
 

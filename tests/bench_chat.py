@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from host_tools.chat.writer import WriteOptions, weights_path, write_decoder
 
 PROMPT, ANSWER, THREADS, CONTEXT, LANES = 128, 64, 2, 1024, 8
 ROUNDS = 7
+READ_BYTES, READS = 200_000_000, 7
 SETTLE_S = 0.2  # until the threads of who ran last have stopped spinning
 PEERS = Path(".peers")
 SIZES: dict[str, Any] = {
@@ -117,7 +119,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    make_model(folder / "hf")
+    if not (folder / "hf").exists():
+        make_model(folder / "hf")
     runners = [
         runner
         for runner in (*ours(folder), *peers(folder))
@@ -146,17 +149,24 @@ def measure(runners: Sequence[Runner], rounds: int) -> None:
 
 
 def report(runners: Sequence[Runner]) -> None:
-    print(f"{platform.machine()}, {THREADS} threads, prompt {PROMPT}, {ANSWER} tokens more")
+    print(
+        f"{cpu()}, reads {read_gb_per_s():.1f} GB/s with {THREADS} threads; "
+        f"prompt {PROMPT}, {ANSWER} tokens more, {len(runners[0].found)} rounds"
+    )
     by_name = {runner.name: runner for runner in runners}
     for runner in runners:
         rates, steps, first = runner.rates, runner.step_ms, runner.first_ms
-        resident = max(found["resident_mb"] for found in runner.found)
+        resident, before, peak = (
+            max(found[key] for found in runner.found)
+            for key in ("resident_mb", "before_mb", "peak_mb")
+        )
         print(
             f"{runner.name:<26} {statistics.median(rates):7.1f} tokens/s "
             f"({min(rates):.1f}..{max(rates):.1f}), step p50 {np.percentile(steps, 50):.2f} p95 "
             f"{np.percentile(steps, 95):.2f} ms, first token {statistics.median(first):.0f} ms "
-            f"({min(first):.0f}..{max(first):.0f}), resident {resident:.0f} MB of "
-            f"{runner.weights_mb:.0f} in the file ({resident / runner.weights_mb:.2f})"
+            f"({min(first):.0f}..{max(first):.0f}), file {runner.weights_mb:.0f} MB, resident "
+            f"{resident:.0f} ({(resident - before) / runner.weights_mb:.2f} of the file more than "
+            f"before), peak {peak:.0f}"
         )
     for name, other in (
         ("ours fp32", "transformers fp32"),
@@ -171,8 +181,9 @@ def report(runners: Sequence[Runner]) -> None:
     ):
         if name in by_name and other in by_name:
             print_ratios(by_name[name], by_name[other])
-    same = {runner.name: runner.found[0]["tokens"] for runner in runners if "32" in runner.name}
-    print(f"fp32: {len({tuple(tokens) for tokens in same.values()})} different answers")
+    exact = [r for r in runners if r.prompt == PROMPT and r.name.endswith(("fp32", "F32"))]
+    answers = {tuple(runner.found[0]["tokens"]) for runner in exact}
+    print(f"{len(exact)} in float32 gave {len(answers)} different answers")
 
 
 def print_ratios(one: Runner, other: Runner) -> None:
@@ -186,11 +197,31 @@ def print_ratios(one: Runner, other: Runner) -> None:
     )
 
 
+def cpu() -> str:
+    """Return the name of the processor, and how many of it there are."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
+def read_gb_per_s() -> float:
+    """Return how fast THREADS threads read memory, the best of some tries."""
+    rows = [np.ones(READ_BYTES // 4, np.float32) for _ in range(THREADS)]
+    best = 0.0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(READS):
+            begun = time.perf_counter()
+            list(pool.map(lambda row: np.dot(row, row), rows))
+            best = max(best, THREADS * READ_BYTES / (time.perf_counter() - begun) / 1e9)
+    return best
+
+
 def ours(folder: Path) -> Iterator[Runner]:
     """Write and return our graphs."""
     for weights in ("fp32", "int8", "int4"):
         graph = folder / f"{weights}.onnx"
-        write_decoder(folder / "hf", graph, WriteOptions(weights=weights, context=CONTEXT))
+        if not graph.exists():
+            write_decoder(folder / "hf", graph, WriteOptions(weights=weights, context=CONTEXT))
         kinds = [("", 1, PROMPT)]
         if weights == "int4":
             kinds.append((f", {LANES} lanes", LANES, PROMPT))
@@ -231,7 +262,8 @@ def peers(folder: Path) -> Iterator[Runner]:
     if python.exists():
         for name, block in (("genai int4", 32), ("genai int4 block 128", 128)):
             out = folder / name.replace(" ", "-")
-            build_genai(python, folder / "hf", out, block)
+            if not out.exists():
+                build_genai(python, folder / "hf", out, block)
             yield Runner(
                 name=name, weights=out, command=script(python, "chat_genai", str(out), THREADS)
             )
@@ -245,10 +277,9 @@ def script(python: Path | str, module: str, *arguments: object) -> list[str]:
 
 def build_genai(python: Path, source: Path, out: Path, block: int) -> None:
     """Let the peer's own builder write its graph, with integer products as ours."""
-    shutil.rmtree(out, ignore_errors=True)
     words = ["-m", "onnxruntime_genai.models.builder", "-i", source, "-o", out, "-p", "int4",
-             "-e", "cpu", "-c", out / "cache", "--extra_options", f"int4_block_size={block}",
-             "int4_accuracy_level=4"]  # fmt: skip
+             "-e", "cpu", "-c", out / "cache", "--extra_options", f"block_size={block}",
+             "accuracy_level=4"]  # fmt: skip
     subprocess.run([python, *words], check=True, capture_output=True)
     shutil.rmtree(out / "cache", ignore_errors=True)
 

@@ -115,6 +115,7 @@ class _Layout:
             yield self._floats(inputs // block * count)
         else:
             yield _Tensor(size=inputs * count)
+            yield _Tensor(size=count)  # zero points
             has_half_scales = self._half and self._opset >= HALF_SCALES_OPSET
             yield _Tensor(size=count * (2 if has_half_scales else 4))
         if bias:

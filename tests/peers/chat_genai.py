@@ -41,4 +41,4 @@ class Genai:
 
 
 if __name__ == "__main__":
-    serve(Genai(Path(sys.argv[1]), int(sys.argv[2])))
+    serve(lambda: Genai(Path(sys.argv[1]), int(sys.argv[2])))

@@ -48,4 +48,4 @@ class LlamaCpp:
 
 
 if __name__ == "__main__":
-    serve(LlamaCpp(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    serve(lambda: LlamaCpp(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.chat.ort_decoder import OrtDecoder
+from edge.onnxruntime_library import load_onnxruntime
 from tests.peers.chat_rounds import serve
 
 LAST = np.zeros((1, 1), np.int64)
@@ -39,9 +40,11 @@ class Ours:
         start = np.full(self._lanes, self._filled)
         logits = self._decoder.step(0, tokens, start, np.zeros((self._lanes, 1), np.int64))
         self._filled += 1
-        return [int(row.argmax()) for row in logits[:, 0]][0]
+        found = [int(row.argmax()) for row in logits[:, 0]]  # of every lane, as one would
+        return found[0]
 
 
 if __name__ == "__main__":
+    load_onnxruntime()  # memory of libraries is none of the model's
     graph, *numbers = sys.argv[1:]
-    serve(Ours(Path(graph), *map(int, numbers)))
+    serve(lambda: Ours(Path(graph), *map(int, numbers)))

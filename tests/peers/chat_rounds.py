@@ -6,11 +6,12 @@ that runtimes in processes of their own take turns. Standard library only.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,15 +26,20 @@ class Engine(Protocol):
         """Run one token and return the likeliest next one."""
 
 
-def serve(engine: Engine) -> None:
-    """Answer rounds until standard input ends."""
+def serve(open_engine: Callable[[], Engine]) -> None:
+    """Open a model and answer rounds until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    opened_mb = resident_mb()
+    before_mb = memory_mb("VmRSS")
+    engine = open_engine()
     for line in sys.stdin:
         round_ = json.loads(line)
         found = timed(engine, round_["prompt"], round_["tokens"])
-        found |= {"opened_mb": opened_mb, "resident_mb": resident_mb()}
+        found |= {
+            "before_mb": before_mb,
+            "resident_mb": memory_mb("VmRSS"),
+            "peak_mb": memory_mb("VmHWM"),
+        }
         print(json.dumps(found), file=answers, flush=True)
 
 
@@ -45,16 +51,11 @@ def timed(engine: Engine, prompt: list[int], count: int) -> dict[str, Any]:
     for _ in range(count):
         tokens.append(engine.step(tokens[-1]))
         times.append(time.perf_counter())
-    steps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(times)]
     return {"first_s": times[0] - begun, "steps_s": steps, "tokens": tokens}
 
 
-def resident_mb() -> float:
-    """Return the memory of this process that is in RAM, mapped files included."""
+def memory_mb(field: str) -> float:
+    """Return memory of this process that is in RAM, mapped files included."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1e3
-
-
-def argmax(row: Sequence[float]) -> int:
-    """Return the place of the largest value of a numpy row."""
-    return int(row.argmax())  # type: ignore[attr-defined]
+    return int(status.split(f"{field}:")[1].split()[0]) / 1e3

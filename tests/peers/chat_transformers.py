@@ -40,4 +40,4 @@ class Transformers:
 
 
 if __name__ == "__main__":
-    serve(Transformers(sys.argv[1], int(sys.argv[2])))
+    serve(lambda: Transformers(sys.argv[1], int(sys.argv[2])))

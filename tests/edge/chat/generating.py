@@ -22,6 +22,8 @@ class Greedy:
     def __init__(self, *, fails_at: int | None = None) -> None:
         self._left = fails_at
 
+    top = 1
+
     def sample(self, row: np.ndarray) -> Sampled:
         assert np.isfinite(row).all()
         if self._left is not None:

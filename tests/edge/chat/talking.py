@@ -63,8 +63,16 @@ class SayingDecoder(FakeDecoder):
         )
         self.begins: list[int] = []
 
-    def step(self, first: int, tokens: IntArray, start: IntArray, rows: IntArray) -> FloatArray:
-        super().step(first, tokens, start, rows)
+    def step(
+        self,
+        first: int,
+        tokens: IntArray,
+        start: IntArray,
+        rows: IntArray,
+        *,
+        top: int | None = None,
+    ) -> FloatArray:
+        super().step(first, tokens, start, rows, top=top)
         wanted = [
             [self._logits_after(self._cache[first + lane, : start[lane] + row + 1]) for row in told]
             for lane, told in enumerate(rows)
