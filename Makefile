@@ -35,8 +35,8 @@ define make_venv
 	$(1) -m venv --without-pip $(2) && $(1) -m pip --python $(2)/bin/python install -qq pip; fi
 endef
 
-.PHONY: help venv quickstart test test-py310 test-surface test-openapi test-gpu lint peers docs
-.PHONY: bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
+.PHONY: help venv quickstart test test-slow test-py310 test-surface test-openapi test-gpu lint
+.PHONY: peers docs bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -47,8 +47,11 @@ venv: $(VENV)/.stamp ## Make .venv with everything that development needs.
 quickstart: $(VENV)/.stamp ## Train, quantize, sign, serve and compare a small model (ARGS=--keep).
 	$(BIN)/edge-kit quickstart $(ARGS)
 
-test: $(VENV)/.stamp ## Run all tests (ARGS="-k name").
+test: $(VENV)/.stamp ## Run all tests but the slow ones (ARGS="-k name").
 	$(BIN)/python -m pytest tests $(ARGS)
+
+test-slow: $(VENV)/.stamp ## Run the slow tests: whole pipelines on real models (ARGS="-k name").
+	$(BIN)/python -m pytest -m 'slow and not gpu and not surface' tests $(ARGS)
 
 test-py310: ## Run the tests of edge/ on Python 3.10, if there is one.
 	@for python in python3.10 "$$HOME"/.pyenv/versions/3.10*/bin/python; do \

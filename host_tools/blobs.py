@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 from edge.bundle import blob_path
+from edge.files import sha256_of
 from edge.manifest import Artifact
 
 EXTERNAL_BYTES = 1024
@@ -37,6 +38,14 @@ class BlobStore:
         digest = hashlib.sha256(content).hexdigest()
         blob_path(self._root, digest).write_bytes(content)
         artifact = Artifact(path=path, size=len(content), sha256=digest)
+        self._artifacts[path] = artifact
+        return artifact
+
+    def add_file(self, path: str, file: Path) -> Artifact:
+        """Move a file that is on the bundle's file system under its digest, and list it."""
+        digest, size = sha256_of(file)
+        file.replace(blob_path(self._root, digest))
+        artifact = Artifact(path=path, size=size, sha256=digest)
         self._artifacts[path] = artifact
         return artifact
 

@@ -27,7 +27,8 @@ from edge.agent_process import LOG_NAME, agent_process, script
 from edge.bundle import MANIFEST_NAME
 from edge.errors import EdgeError, UsageError
 from edge.files import read_capped, storage_errors
-from edge.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_from_bytes
+from edge.manifest import MAX_MANIFEST_BYTES, Manifest
+from edge.manifest_reading import manifest_from_bytes
 from host_tools.client import Score
 from host_tools.digits import STATE_FILE, load_digits_split, train
 from host_tools.progress import progress_bar

@@ -22,6 +22,7 @@ import msgspec
 
 from edge.chat.grammar import json_rule, literal
 from edge.chat.tokenizer import ChatTokenizer
+from edge.errors import InputError
 
 ToolForm = Literal["hermes", "llama", "mistral"]
 START: dict[ToolForm, str] = {
@@ -110,22 +111,50 @@ def call_grammar(
     """Return the grammar of an answer that calls some of these tools and says nothing else.
 
     tools: as requests have them, `{"function": {"name", "parameters"}}`. before: what may come
-    before the calls. Raises InputError if their schemas are too long.
+    before the calls. Raises InputError for schemas that are too long, or are not of objects.
     """
+    return f"start: {before} calls\n" + call_rules(form, tools, tokenizer, parallel=parallel)
+
+
+def call_rules(
+    form: ToolForm,
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: ChatTokenizer,
+    *,
+    parallel: bool,
+) -> str:
+    """Return what `calls` are within a grammar; see `call_grammar`.
+
+    Each tool has a schema of its own, so that references in it mean what they say.
+    """
+    functions = [tool["function"] for tool in tools]
     key = "parameters" if form == "llama" else "arguments"
-    one = {"anyOf": [_call_schema(tool["function"], key) for tool in tools]}
+    rules = [f"call: {' | '.join(f'call_{n}' for n in range(len(functions)))}"]
+    for number, function in enumerate(functions):
+        fields = (("name", literal(json.dumps(function["name"]))), (key, f"arguments_{number}"))
+        pairs = [f'{literal(json.dumps(name))} SPACE ":" SPACE {value}' for name, value in fields]
+        inside = ' SPACE "," SPACE '.join(pairs)
+        rules += [
+            f'call_{number}: "{{" SPACE {inside} SPACE "}}"',
+            f"arguments_{number}: {json_rule(_object_schema(function), strict=False)}",
+        ]
+    start, *ends = (literal(sign, tokenizer.token_of(sign)) for sign in _SIGNS[form][:2])
     if form == "mistral":
-        many = {"type": "array", "items": one, "minItems": 1}
-        rule = json_rule(many if parallel else {**many, "maxItems": 1}, strict=False)
-        start = literal(START[form], tokenizer.token_of(START[form]))
-        return f"start: {before} {start} calls\ncalls: {rule}\n"
-    call = f"call: {json_rule(one, strict=False)}\n"
-    if form == "llama":
-        return f"start: {before} call\n{call}"
-    start, end = (literal(sign, tokenizer.token_of(sign)) for sign in _SIGNS["hermes"])
-    marked = f'marked: {start} "\\n" call "\\n" {end}\n'
-    more = '("\\n" marked)*' if parallel else ""
-    return f"start: {before} marked {more}\n{marked}{call}"
+        more = '(SPACE "," SPACE call)*' if parallel else ""
+        rules.append(f'calls: {start} SPACE "[" SPACE call {more} SPACE "]"')
+    elif form == "llama":
+        rules.append("calls: call")
+    else:
+        more = '("\\n" marked)*' if parallel else ""
+        rules += [f"calls: marked {more}", f'marked: {start} "\\n" call "\\n" {ends[0]}']
+    return "\n".join([*rules, r"SPACE: /[ \n\t]{0,40}/", ""])
+
+
+def text_rule(form: ToolForm) -> str:
+    """Return what `TEXT` is within a grammar: all that is no call, nor the start of one."""
+    sign = re.escape(START[form]).replace("/", r"\/")
+    first = r"[^ \n\t{]" if form == "llama" else r"(.|\n)"
+    return rf"TEXT: /({first}(.|\n)*)?/ & ~/(.|\n)*{sign}(.|\n)*/" + "\n"
 
 
 def thought_grammar(tokenizer: ChatTokenizer, *, is_thinking: bool) -> str:
@@ -191,13 +220,12 @@ def _after(pattern: re.Pattern[str], text: str, at: int) -> int:
     return at if match is None else match.end()
 
 
-def _call_schema(function: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {
-            "name": {"const": function["name"]},
-            key: function.get("parameters") or {"type": "object"},
-        },
-        "required": ["name", key],
-        "additionalProperties": False,
-    }
+def _object_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a function's arguments, which are an object whatever else it says."""
+    schema = function.get("parameters") or {}
+    if schema.get("type", "object") != "object":
+        raise InputError(
+            f"the parameters of function {function['name']!r} are of type "
+            f"{json.dumps(schema['type'])}; arguments are an object: describe one"
+        )
+    return {**schema, "type": "object"}

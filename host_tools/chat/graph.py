@@ -8,7 +8,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, external_data_helper, helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
+
+from host_tools.chat.weights import cast
 
 PAGE_BYTES = 4096  # weights begin at pages, so that they can be mapped into memory
 ITEM_BITS: dict[int, int] = {
@@ -133,6 +135,11 @@ class Graph:
             )
         return self._constants[key]
 
+    def named_constant(self, name: str, array: npt.NDArray[Any]) -> str:
+        """Return a small constant inside the graph that is not shared, however equal others are."""
+        self._initializers.append(numpy_helper.from_array(array, name))
+        return name
+
     def weight(
         self, name: str, datatype: int, shape: tuple[int, ...], parts: Iterable[npt.NDArray[Any]]
     ) -> str:
@@ -142,7 +149,7 @@ class Graph:
 
     def floats(self, name: str, array: npt.NDArray[Any]) -> str:
         """Write a constant of the activations' type and return its name."""
-        array = array.astype(self.float_dtype)
+        array = cast(array, self.float_dtype, name)
         return self.weight(name, self.float_type, array.shape, [array])
 
     def model(self, *, producer: str, version: str) -> onnx.ModelProto:

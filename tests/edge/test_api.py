@@ -26,7 +26,8 @@ from edge.latency import LatencyWindow
 from edge.places import Places
 from edge.replicas import Replicas
 from edge.self_test import SelfTest
-from edge.serving import ServedModel, Serving
+from edge.served import ServedModel
+from edge.serving import Serving
 from edge.statistics import ModelStatistics
 from edge.worker import Worker
 from tests.bundles import affine_parts

@@ -22,8 +22,7 @@ from host_tools.chat.scaling import (
     Activations,
     Calibration,
     ScaledWeights,
-    site_of_head,
-    sites_of_layer,
+    sites_of,
 )
 from host_tools.chat.weights import Checkpoint, whole
 from tests.chat_models import FAMILIES, make_folder, write_onnx
@@ -44,7 +43,7 @@ def random_factors(spec, seed=0):
     """Return a calibration of anything, but with equal factors where they must be equal."""
     rng = np.random.default_rng(seed)
     sites = {}
-    for site in (*sites_of_layer(spec, 0), *sites_of_layer(spec, 1), site_of_head()):
+    for site in sites_of(spec):
         inputs = spec.heads * spec.head_dim if site.group > 1 else spec.hidden
         if site.name.endswith("down_proj"):
             inputs = spec.intermediate
@@ -60,9 +59,9 @@ def test_scaled_weights_are_the_same_model_to_transformers(tmp_path, family):
     folder = make_folder(tmp_path / "plain", family, **CHANGES.get(family, {}))
     spec, checkpoint = llm_spec_from_folder(folder), Checkpoint.from_folder(folder)
     scaled = ScaledWeights(checkpoint, spec, random_factors(spec))
-    names = {*checkpoint.names, "lm_head.weight"}
+    names = {*checkpoint.shapes, "lm_head.weight"}
     tensors = {name: whole(scaled, name) for name in names}
-    changed = [n for n in checkpoint.names if (tensors[n] != whole(checkpoint, n)).any()]
+    changed = [n for n in checkpoint.shapes if (tensors[n] != whole(checkpoint, n)).any()]
     assert len(changed) >= 2 * (4 + 5)  # linear layers but q, k, v's heads, and norms
     out = tmp_path / "scaled"
     out.mkdir()
@@ -108,12 +107,14 @@ def test_memory_is_that_of_one_layer(tmp_path):
     assert peaks[1] < 1.25 * peaks[0]
 
 
-def test_weights_that_are_not_finite_are_an_error(tmp_path):
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_layer_that_overflows_is_an_error_that_names_it(tmp_path):
     from safetensors.numpy import load_file, save_file
 
     folder = make_folder(tmp_path, "llama")
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.1.self_attn.q_proj.weight"][3, 3] = np.nan
+    for name in ("input_layernorm", "self_attn.q_proj"):
+        tensors[f"model.layers.1.{name}.weight"] *= np.float32(1e30)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CalibrationError, match=r"layers\.1\.self_attn\.q_proj: .* not finite"):
         calibrate_chat(folder, np.zeros((1, 16), np.int64), "int4")
@@ -136,6 +137,14 @@ def test_a_calibration_for_other_weights_is_an_error_that_says_so(tmp_path):
     found = random_factors(llm_spec_from_folder(folder))
     with pytest.raises(UsageError, match="for int4, the weights are to be int8"):
         write_onnx(folder, tmp_path / "model.onnx", weights="int8", calibration=found)
+
+
+def test_a_calibration_of_another_model_is_an_error_that_says_so(tmp_path):
+    folder = make_folder(tmp_path / "a", "llama")
+    other = make_folder(tmp_path / "b", "llama", intermediate_size=96)
+    found = random_factors(llm_spec_from_folder(other))
+    with pytest.raises(UsageError, match=r"another model, it does not fit .*down_proj"):
+        write_onnx(folder, tmp_path / "model.onnx", weights="int4", calibration=found)
 
 
 @pytest.mark.slow
