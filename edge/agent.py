@@ -23,7 +23,7 @@ from edge.api import create_app
 from edge.bundle import Bundle, open_bundle
 from edge.capture.recorder import Recorder
 from edge.chat_calls import ChatHandler
-from edge.chat_loading import OpenDecoder
+from edge.chat_preparing import PrepareDecoder
 from edge.config import AgentConfig
 from edge.errors import ConfigError
 from edge.http_server import TURN_S, AppHandler, HttpServer, Loop
@@ -86,13 +86,13 @@ class Agent:
         *,
         notifier: Notifier,
         prepare: Prepare | None = None,
-        open_decoder: OpenDecoder | None = None,
+        prepare_decoder: PrepareDecoder | None = None,
         admission: Callable[[Target], Admission] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Agent:
         """Verify the bundle and listen; no model is opened yet.
 
-        prepare, open_decoder, admission: see `Loader`.
+        prepare, prepare_decoder, admission: see `Loader`.
         Raises TrustError or BundleError naming the file, ConfigError if the port cannot be had.
         """
         bundle = _verified_bundle(config)
@@ -107,7 +107,7 @@ class Agent:
             serving,
             config,
             prepare=prepare,
-            open_decoder=open_decoder,
+            prepare_decoder=prepare_decoder,
             admission=admission,
             clock=clock,
         )

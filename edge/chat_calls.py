@@ -17,6 +17,7 @@ from edge.chat.chat_model import ChatModel
 from edge.chat.generation import End, Generation, Piece
 from edge.chat.openai_request import chat_request, completion_request, model_of
 from edge.chat.page import PAGE_PATH, chat_page
+from edge.chat.plain import model_of_plain
 from edge.errors import DeadlineError, EdgeError, InputError
 from edge.http_answer import (
     AGENT_FAILED,
@@ -172,7 +173,7 @@ class _ChatCall:
 
     def _model_name(self, body: bytes) -> str:
         """Return the model that a request is for; without a name, the only one there is."""
-        name = model_of(body) if self._path.is_openai else None
+        name = model_of(body) if self._path.is_openai else model_of_plain(body)
         if name is not None:
             return name
         chats = [model.name for model in self._handler.serving.models if model.chat is not None]

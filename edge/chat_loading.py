@@ -5,31 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from edge.bundle import Bundle
 from edge.chat.chat_model import ChatModel
 from edge.chat.decoder import Decoder
 from edge.chat.generator import Generator, GeneratorOptions
 from edge.chat.golden import golden_logits
-from edge.chat.ort_decoder import OrtDecoder
 from edge.chat.room import Room
 from edge.chat.scheduler import SchedulerOptions
 from edge.chat.spec import DecoderSpec
 from edge.chat.template import MAX_TEMPLATE_BYTES
+from edge.chat_preparing import OpenDecoder, decoder_spec
 from edge.choice import Choice
 from edge.config import AgentConfig
 from edge.engine_process import AttemptError
-from edge.errors import BundleError, EdgeError, ModelError, SelfTestError
+from edge.errors import BundleError, EdgeError, SelfTestError
 from edge.files import read_capped
-from edge.manifest import LOGITS, TOKENS, Model, Variant
+from edge.manifest import LOGITS, TOKENS, Model
 from edge.self_test import SelfTest, run_self_test
 from edge.spec import AnyArray, Feeds
 
 logger = logging.getLogger(__name__)
-
-# Opens a variant of a chat model: called in the thread that will own the decoder.
-OpenDecoder = Callable[[Bundle, Variant, Room], Decoder]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +37,6 @@ class OpenedChat:
     self_test: SelfTest
 
 
-def decoder_spec(variant: Variant) -> DecoderSpec:
-    """Return what the graph of a chat model's variant is."""
-    assert variant.decoder is not None  # noqa: S101 - checked with the Manifest
-    return variant.decoder
-
-
 def open_chat(
     bundle: Bundle,
     model: Model,
@@ -54,19 +44,15 @@ def open_chat(
     room: Room,
     *,
     config: AgentConfig,
-    open_decoder: OpenDecoder | None = None,
+    open_decoder: OpenDecoder,
     clock: Callable[[], float],
 ) -> OpenedChat:
-    """Open a variant of a chat model and try it; raises AttemptError.
-
-    open_decoder: None is the real way.
-    """
+    """Open a variant of a chat model and try it; raises AttemptError."""
     talker = _talker(bundle, model, replace(decoder_spec(choice.variant), context=room.context))
     tested: list[SelfTest] = []
-    opens = open_decoder or _default(config)
 
     def opened() -> Decoder:
-        decoder = opens(bundle, choice.variant, room)
+        decoder = open_decoder(room)
         try:
             tested.append(_tried(bundle, model, choice, decoder))
         except BaseException:
@@ -95,27 +81,6 @@ def open_chat(
         model.name, choice.variant.id, room.lanes, room.context, tested[0].relative_error,
     )  # fmt: skip
     return OpenedChat(generator=generator, talker=talker, self_test=tested[0])
-
-
-def _default(config: AgentConfig) -> OpenDecoder:
-    def opened(bundle: Bundle, variant: Variant, room: Room) -> Decoder:
-        graph = bundle.path(variant.files[0])
-        return _opened_by_ort(graph, variant, room, config.intra_op_threads)
-
-    return opened
-
-
-def _opened_by_ort(graph: Path, variant: Variant, room: Room, threads: int | None) -> Decoder:
-    decoder = OrtDecoder.open(
-        graph, lanes=room.lanes, intra_op_threads=threads, context=room.context
-    )
-    if decoder.spec != replace(decoder_spec(variant), context=room.context):
-        decoder.close()
-        raise ModelError(
-            f"variant {variant.id!r} is not the chat graph that the manifest describes; pack the "
-            "bundle again"
-        )
-    return decoder
 
 
 def _tried(bundle: Bundle, model: Model, choice: Choice, decoder: Decoder) -> SelfTest:

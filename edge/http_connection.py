@@ -322,12 +322,12 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, answer: HttpAnswer) -> None:
         """Answer at once, then read on for a while: a reset would destroy the answer."""
-        if self._arriving is None or self._arriving.refusal is not answer:  # else it is counted
-            self._rules.on_refusal(answer.status)
         if self._stream is not None:  # its client would take the refusal for a piece of the body
             self._stream.cut()
             self._drop_all()
             return
+        if self._arriving is None or self._arriving.refusal is not answer:  # else it is counted
+            self._rules.on_refusal(answer.status)
         self._drop_all()
         self._write(answer, closes=True)
         self._lingers_until = self._rules.loop.time() + LINGER_S

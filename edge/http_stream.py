@@ -38,7 +38,7 @@ class HttpStream:
 
     def send(self, content: bytes) -> None:
         """Send a piece of the body; nothing if the client has gone."""
-        if self._outlet is None or not content or not self._has_body:
+        if self._outlet is None or not self._has_body:
             return
         self._pieces.append(content)
         if not self._is_due:
@@ -116,7 +116,6 @@ class HttpStream:
         if outlet is None:
             return
         if outlet.unsent_bytes > MAX_UNSENT_BYTES:
-            self.let_go()
             outlet.abort()  # and with the connection's end the handler hears of it
         elif content := self._take():
             outlet.write(content)

@@ -13,7 +13,8 @@ from edge.admission import Admission
 from edge.batching import Plan
 from edge.bundle import Bundle
 from edge.chat.room import Room, room_for
-from edge.chat_loading import OpenDecoder, decoder_spec, open_chat
+from edge.chat_loading import open_chat
+from edge.chat_preparing import DecoderPreparer, PrepareDecoder, decoder_spec
 from edge.choice import Candidate, Choice, Ranking, Refusal, choice_from, rank
 from edge.config import AgentConfig
 from edge.engine_process import AttemptError
@@ -42,8 +43,8 @@ logger = logging.getLogger(__name__)
 class Loader:
     """Opens models, one at a time, in one thread.
 
-    prepare, open_decoder: how a candidate is made ready, and how a chat model's decoder is opened;
-    None is the real way. is_building: whether a build runs,
+    prepare, prepare_decoder: how a candidate is made ready, and one of a chat model; None is the
+    real way. is_building: whether a build runs,
     which may take longer than any start.
     """
 
@@ -53,7 +54,7 @@ class Loader:
         config: AgentConfig,
         *,
         prepare: Prepare | None = None,
-        open_decoder: OpenDecoder | None = None,
+        prepare_decoder: PrepareDecoder | None = None,
         admission: Callable[[Target], Admission] | None = None,
         detect: Callable[[], Target] = detect_target,
         clock: Callable[[], float] = time.monotonic,
@@ -65,7 +66,7 @@ class Loader:
         self._stop = threading.Event()
         self._detect = detect
         self._given = prepare
-        self._open_decoder = open_decoder
+        self._given_decoders = prepare_decoder
         self._new_admission = admission or self._default_admission
 
     def detect(self) -> None:
@@ -80,6 +81,12 @@ class Loader:
         self._prepare = (
             self._given
             or Preparer(self._config, target, progress=self._note_progress, stop=self._stop).prepare
+        )
+        self._prepare_decoder = (
+            self._given_decoders
+            or DecoderPreparer(
+                self._config, target, progress=self._note_progress, stop=self._stop
+            ).prepare
         )
 
     def stop(self) -> None:
@@ -183,13 +190,17 @@ class Loader:
         if problem is not None:
             raise AttemptError("memory", problem)
         before = psutil.Process().memory_info().rss
+        try:
+            open_decoder = self._prepare_decoder(bundle, candidate)
+        finally:
+            self.is_building = False
         opened = open_chat(
             bundle,
             model,
             choice,
             room,
             config=self._config,
-            open_decoder=self._open_decoder,
+            open_decoder=open_decoder,
             clock=self._clock,
         )
         memory_bytes = _grown(before)

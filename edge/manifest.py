@@ -29,7 +29,8 @@ MAX_COUNT = 2**63 - 1  # of bytes in a file, or values along an axis
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+# "w8a8": weights and activations of a chat model; its "int8" and "int4" are weights alone.
+Precision = Literal["fp32", "fp16", "int8", "w8a8", "int4"]
 Backend = Literal["ort", "trt", "trt-rtx"]
 
 

@@ -151,25 +151,8 @@ class Engine:
         Raises InferenceError if the profile has a context and the engine was built without profile
         sharing.
         """
-        trt, engine = self.library.module, self._engine
-        if hasattr(trt, "ExecutionContextAllocationStrategy"):
-            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = engine.create_execution_context(strategy)
-        else:
-            context = engine.create_execution_context_without_device_memory()
-        if context is None:
-            raise InferenceError(f"no execution context: {self.library.last_error()}")
-        size = self._scratch_bytes()
-        if hasattr(context, "set_device_memory"):
-            context.set_device_memory(int(self._scratch), size)
-        else:
-            context.device_memory = int(self._scratch)
-        # Also where there is one profile alone: a context that got none crashes when it runs.
-        stream = self._cuda.Stream()
-        if not context.set_optimization_profile_async(profile, stream.handle):
-            raise InferenceError(f"profile {profile} refused: {self.library.last_error()}")
-        stream.synchronize()
-        return Context(handle=context)
+        handle = new_context(self.library, self._engine, self._scratch, self._cuda, profile)
+        return Context(handle=handle)
 
     def use_bank(self, context: Context, bank: int) -> None:
         """Point a context at the tensors of a bank; free if it is there."""
@@ -252,7 +235,7 @@ class Engine:
         self._ranges = [
             [self._range(spec.name, profile) for spec in inputs] for profile in profiles
         ]
-        self._scratch = self._cuda.mem_alloc(max(1, self._scratch_bytes()))
+        self._scratch = self._cuda.mem_alloc(max(1, scratch_bytes(self._engine)))
         largest = [
             max((ranges[i][2] for ranges in self._ranges), key=prod) for i in range(len(inputs))
         ]
@@ -327,11 +310,34 @@ class Engine:
     def _dtype(self, name: str) -> np.dtype[Any]:
         return dtype_of(self._engine, name)
 
-    def _scratch_bytes(self) -> int:
-        engine = self._engine
-        if hasattr(engine, "device_memory_size_v2"):
-            return int(engine.device_memory_size_v2)
-        return int(engine.device_memory_size)
+
+def new_context(library: TensorRT, engine: Any, scratch: Any, cuda: Any, profile: int = 0) -> Any:
+    """Return an execution context on a profile that uses the memory `scratch` for activations."""
+    trt = library.module
+    if hasattr(trt, "ExecutionContextAllocationStrategy"):
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = engine.create_execution_context(strategy)
+    else:
+        context = engine.create_execution_context_without_device_memory()
+    if context is None:
+        raise InferenceError(f"no execution context: {library.last_error()}")
+    if hasattr(context, "set_device_memory"):
+        context.set_device_memory(int(scratch), scratch_bytes(engine))
+    else:
+        context.device_memory = int(scratch)
+    # Also where there is one profile alone: a context that got none crashes when it runs.
+    stream = cuda.Stream()
+    if not context.set_optimization_profile_async(profile, stream.handle):
+        raise InferenceError(f"profile {profile} refused: {library.last_error()}")
+    stream.synchronize()
+    return context
+
+
+def scratch_bytes(engine: Any) -> int:
+    """Return how much memory for activations a run needs."""
+    if hasattr(engine, "device_memory_size_v2"):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)
 
 
 def precision_of_layer(layer: dict[str, Any]) -> str:

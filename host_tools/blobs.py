@@ -33,6 +33,10 @@ class BlobStore:
         """Everything added, sorted by path."""
         return tuple(self._artifacts[path] for path in sorted(self._artifacts))
 
+    def artifact(self, path: str) -> Artifact:
+        """Return what was added under a path."""
+        return self._artifacts[path]
+
     def add(self, path: str, content: bytes) -> Artifact:
         """Store content under its digest and list it under path."""
         digest = hashlib.sha256(content).hexdigest()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.console import print_json, say
+from host_tools.chat.demo_command import chat_demo
 from host_tools.chat.plan_command import plan
 from host_tools.terminal import FILE, FOLDER
 
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    type=click.Choice(["fp32", "fp16", "int8", "w8a8", "int4"]),
     default=("fp32", "int8"),
     show_default=True,
-    help="Of the weights. Repeatable: a device serves the fastest that fits.",
+    help="Of the weights; w8a8: of activations too. Repeatable: a device serves the fastest "
+    "that fits.",
 )
 @click.option(
     "--context",
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 @click.option(
     "--text",
     type=FILE,
-    help="Plain text that the model should be good at; each precision is judged on its end, by "
-    "perplexity and divergence from fp32.",
+    help="Plain text that the model should be good at: int4 and w8a8 are calibrated on its "
+    "beginning, and each precision is judged on its end, by perplexity and divergence from fp32.",
 )
 @click.option("--force", is_flag=True, help="Write precisions that lose too much as well.")
 @click.option(
@@ -78,4 +80,4 @@ def export_chat(
     )
 
 
-CHAT_COMMANDS = (export_chat, plan)
+CHAT_COMMANDS = (chat_demo, export_chat, plan)

@@ -26,7 +26,8 @@ class EngineRecord:
 
     source_sha256: of the fp32 model that all of it comes from. file, sha256: the engine or graph,
     beside the record. graph: what it was or will be built from; weights: of that graph, where they
-    are not inside it. typed, build_for, decoder: as in manifest.Variant.
+    are not inside it. typed, build_for, decoder: as in manifest.Variant. pieces: of a chat model in
+    pieces, the files beside `file`, weights first; sha256 is that of `file`, which names no others.
     """
 
     id: str
@@ -41,6 +42,7 @@ class EngineRecord:
     build_for: tuple[str, ...] = ()
     weights: str | None = None
     decoder: DecoderSpec | None = None
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ def records_of(folder: Path, source_sha256: str, source: str) -> tuple[EngineRec
         if record.source_sha256 != source_sha256:
             raise UsageError(f"{path} was built from another model than {source}; build it again")
         file = folder / record.file
-        for name in (record.graph, record.weights):
+        for name in (record.graph, record.weights, *record.pieces):
             if name is not None and not (folder / name).is_file():
                 raise UsageError(f"{folder / name} is missing; build {record.id} again")
         if not file.is_file() or sha256_of(file, follow_links=True)[0] != record.sha256:

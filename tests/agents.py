@@ -11,7 +11,7 @@ from typing import Any
 
 from edge.admission import Admission
 from edge.agent import Agent
-from edge.chat_loading import OpenDecoder
+from edge.chat_preparing import OpenDecoder
 from edge.config import AgentConfig
 from edge.preparing import Prepared
 from edge.session import Session
@@ -60,7 +60,7 @@ def open_agent(
         config,
         notifier=notifier,
         prepare=prepare,
-        open_decoder=open_decoder,
+        prepare_decoder=None if open_decoder is None else lambda *_: open_decoder,
         admission=admission,
     )
 

@@ -96,8 +96,10 @@ def bare(bundle: Path, keys: Path) -> None:
     from edge.chat.openai_request import chat_request
     from edge.chat.room import Room
     from edge.chat_loading import open_chat
-    from edge.choice import Choice
+    from edge.chat_preparing import DecoderPreparer
+    from edge.choice import Candidate, Choice
     from edge.config import AgentConfig
+    from edge.target import detect_target
     from edge.trust import trusted_keys_in
 
     sys.setswitchinterval(0.0005)  # as the agent does
@@ -106,7 +108,20 @@ def bare(bundle: Path, keys: Path) -> None:
     variant = next(v for v in model.variants if v.id == model.preferences[0].variant)
     choice = Choice(variant=variant, means="ort-cpu", why="", refused=())
     room = Room(lanes=8, context=1024)
-    chat = open_chat(opened, model, choice, room, config=AgentConfig(), clock=time.monotonic)
+    config = AgentConfig()
+    prepare = DecoderPreparer(
+        config, detect_target(), progress=lambda *_: True, stop=threading.Event()
+    ).prepare
+    candidate = Candidate(variant=variant, means="ort-cpu", why="")
+    chat = open_chat(
+        opened,
+        model,
+        choice,
+        room,
+        config=config,
+        open_decoder=prepare(opened, candidate),
+        clock=time.monotonic,
+    )
     print("ready", flush=True)
     for line in sys.stdin:
         streams, round_ = map(int, line.split())

@@ -15,7 +15,7 @@ import pytest
 
 from edge.chat.page import PAGE_PATH, chat_page
 from edge.http_answer import HttpAnswer, json_error
-from edge.http_connection import Cancel, Reply
+from edge.http_handler import Cancel, Reply
 from edge.http_request import HttpRequest
 from edge.http_server import HttpServer, Loop
 from edge.http_stream import HttpStream

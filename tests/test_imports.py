@@ -57,6 +57,7 @@ EDGE_LAYERS = (
         "http_outlet",
         "installed",
         "latency",
+        "libc",
         "notify",
         "openapi_chat",
         "pool",
@@ -92,9 +93,11 @@ EDGE_LAYERS = (
         "chat.decoder",
         "chat.detokenizer",
         "chat.grammar",
+        "chat.layered",
         "chat.page",
         "chat.room",
         "chat.template",
+        "chat.tools",
         "classes",
         "config_options",
         "cuda_library",
@@ -113,13 +116,16 @@ EDGE_LAYERS = (
         "warm_up",
     },
     {
+        "chat.answer_parser",
+        "chat.call_grammar",
         "chat.drafting",
         "chat.golden",
         "chat.openai_request",
         "chat.ort_cache",
+        "chat.prompt",
         "chat.sampling",
         "chat.sequence",
-        "chat.tools",
+        "chat.trt_cache",
         "detections",
         "engine_cache",
         "http_handler",
@@ -131,11 +137,10 @@ EDGE_LAYERS = (
     },
     {
         "chat.answer_grammar",
-        "chat.answer_parser",
+        "chat.completion_prompts",
         "chat.conversation",
         "chat.ort_decoder",
         "chat.prefix",
-        "chat.prompt",
         "chat.sampling_defaults",
         "chat.step",
         "http_connection",
@@ -145,7 +150,6 @@ EDGE_LAYERS = (
     },
     {
         "capture.redaction",
-        "chat.completion_prompts",
         "chat.counters",
         "chat.facts",
         "chat.scheduler",
@@ -181,6 +185,7 @@ EDGE_LAYERS = (
         "chat.completion_answer",
         "chat.generator",
         "chat.plain",
+        "chat.trt_piece",
         "doctor",
         "engine_child",
         "inbox",
@@ -194,13 +199,14 @@ EDGE_LAYERS = (
         "bench.measure",
         "capture.replay_report",
         "chat.chat_model",
+        "chat.trt_buffers",
         "choice",
         "engine_process",
         "worker",
     },
-    {"admission", "capture.commands", "chat_loading", "engine_job", "preparing", "replicas"},
-    {"bench.opened", "served"},
-    {"bench.compare_child", "bench.layer_times", "predict", "serving"},
+    {"admission", "capture.commands", "chat.trt_decoder", "engine_job", "preparing", "replicas"},
+    {"bench.opened", "chat_preparing", "served"},
+    {"bench.compare_child", "bench.layer_times", "chat_loading", "predict", "serving"},
     {
         "bench.compare",
         "bench.profile_command",
@@ -385,6 +391,11 @@ def test_the_wheel_holds_the_unit_and_the_type_markers(wheel):
     unit = (REPOSITORY / "systemd/edge-agent.service").read_bytes()
     assert wheel.read("edge/edge-agent.service") == unit
     assert {f"{room}/py.typed" for room in ROOMS} <= set(wheel.namelist())
+
+
+def test_the_wheel_holds_the_page_for_a_chat(wheel):
+    page = (REPOSITORY / "edge/chat/page.html").read_bytes()
+    assert wheel.read("edge/chat/page.html") == page
 
 
 def test_the_wheel_offers_torch_to_the_device_package_as_a_framework(wheel):

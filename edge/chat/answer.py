@@ -59,7 +59,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class AnswerHead:
     """What all answers of a kind have in common.
 
     created: seconds of Unix time. prompts: how many; each has as many choices as the others.
@@ -80,21 +80,21 @@ class OpenAiAnswer(ABC):
     prefix: of its id. whole, part: what objects are called that are all of it, or a chunk.
     """
 
-    def __init__(self, asked: Asked, *, prefix: str, whole: str, part: str) -> None:
-        self.is_stream = asked.is_stream
+    def __init__(self, head: AnswerHead, *, prefix: str, whole: str, part: str) -> None:
+        self.is_stream = head.is_stream
         self.is_over = False
-        self._asked = asked
+        self._head = head
         self._ends: dict[int, End] = {}
-        self._count = asked.prompts * asked.choices
-        self._head: dict[str, Any] = {
+        self._count = head.prompts * head.choices
+        self._fields: dict[str, Any] = {
             "id": f"{prefix}-{secrets.token_hex(12)}",
-            "object": part if asked.is_stream else whole,
-            "created": asked.created,
-            "model": asked.model,
+            "object": part if head.is_stream else whole,
+            "created": head.created,
+            "model": head.model,
         }
         # What all chunks have around their choice.
-        self._before = b"data: " + msgspec.json.encode(self._head)[:-1] + b',"choices":['
-        usage_of_none = b',"usage":null' if asked.includes_usage else b""
+        self._before = b"data: " + msgspec.json.encode(self._fields)[:-1] + b',"choices":['
+        usage_of_none = b',"usage":null' if head.includes_usage else b""
         self._after = b'],"system_fingerprint":null' + usage_of_none + b"}\n\n"
 
     @property
@@ -153,15 +153,15 @@ class OpenAiAnswer(ABC):
         return self._before + msgspec.json.encode(choice) + self._after
 
     def _last(self) -> bytes:
-        if not self._asked.includes_usage:
+        if not self._head.includes_usage:
             return _DONE
-        last = {**self._head, "choices": [], "system_fingerprint": None, "usage": self._usage()}
+        last = {**self._fields, "choices": [], "system_fingerprint": None, "usage": self._usage()}
         return b"data: " + msgspec.json.encode(last) + b"\n\n" + _DONE
 
     def _body(self) -> bytes:
         choices = [self._choice(index) for index in range(self._count)]
         whole = {
-            **self._head,
+            **self._fields,
             "choices": choices,
             "usage": self._usage(),
             "system_fingerprint": None,
@@ -169,7 +169,7 @@ class OpenAiAnswer(ABC):
         return msgspec.json.encode(whole)
 
     def _usage(self) -> dict[str, Any]:
-        return usage([self._ends[index] for index in range(self._count)], self._asked.choices)
+        return usage([self._ends[index] for index in range(self._count)], self._head.choices)
 
 
 def finish_reason(end: End) -> str:

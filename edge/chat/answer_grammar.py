@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edge.chat.call_grammar import call_rules, text_rule, thought_grammar
 from edge.chat.grammar import json_rule
 from edge.chat.tokenizer import ChatTokenizer
-from edge.chat.tools import ToolForm, call_rules, text_rule, thought_grammar
+from edge.chat.tools import ToolForm
 
 CallWish = Literal["must", "exact", "may"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edge.chat.answer import Asked, OpenAiAnswer, token_logprobs
+from edge.chat.answer import AnswerHead, OpenAiAnswer, token_logprobs
 from edge.chat.answer_parser import AnswerForm, AnswerParser, Pieces
 from edge.chat.generation import Piece
 from edge.chat.tokenizer import ChatTokenizer
@@ -33,7 +33,7 @@ class ChatAnswer(OpenAiAnswer):
 
     def __init__(
         self,
-        asked: Asked,
+        head: AnswerHead,
         *,
         tokenizer: ChatTokenizer,
         form: AnswerForm,
@@ -41,7 +41,7 @@ class ChatAnswer(OpenAiAnswer):
         has_logprobs: bool,
     ) -> None:
         super().__init__(
-            asked, prefix="chatcmpl", whole="chat.completion", part="chat.completion.chunk"
+            head, prefix="chatcmpl", whole="chat.completion", part="chat.completion.chunk"
         )
         self._tokenizer = tokenizer
         self._choices = [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from edge.chat.answer import Asked, Prepared
+from edge.chat.answer import AnswerHead, Prepared
 from edge.chat.answer_grammar import Wanted
 from edge.chat.answer_parser import AnswerForm
 from edge.chat.chat_answer import ChatAnswer
@@ -108,7 +108,7 @@ class ChatModel:
         """
         talk = self._talk(request)
         answer = ChatAnswer(
-            self._asked(request, prompts=1),
+            self._head(request, prompts=1),
             tokenizer=self._tokenizer,
             form=talk.form,
             new_id=functools.partial(new_call_id, self._form),
@@ -132,7 +132,7 @@ class ChatModel:
             )
             generations += self._starter.generations(request, start)
         answer = CompletionAnswer(
-            self._asked(request, prompts=len(prompts)),
+            self._head(request, prompts=len(prompts)),
             tokenizer=self._tokenizer,
             echoes=[prompt.text if request.echo else "" for prompt in prompts],
             has_logprobs=request.logprobs is not None,
@@ -150,10 +150,10 @@ class ChatModel:
         plain = plain_request(body)
         request = chat_request_from_plain(plain, self.name)
         talk = self._talk(request) if self.can_chat else self._continued(plain, request)
-        asked = self._asked(request, prompts=1)
+        head = self._head(request, prompts=1)
         new_id = functools.partial(new_call_id, self._form)
         return Prepared(
-            generations=talk.generations, answer=PlainAnswer(asked, form=talk.form, new_id=new_id)
+            generations=talk.generations, answer=PlainAnswer(head, form=talk.form, new_id=new_id)
         )
 
     def _continued(self, plain: PlainRequest, request: ChatCompletionRequest) -> _Talk:
@@ -213,8 +213,10 @@ class ChatModel:
         )
         return _Talk(generations=self._starter.generations(request, start), form=form)
 
-    def _asked(self, request: ChatCompletionRequest | CompletionRequest, *, prompts: int) -> Asked:
-        return Asked(
+    def _head(
+        self, request: ChatCompletionRequest | CompletionRequest, *, prompts: int
+    ) -> AnswerHead:
+        return AnswerHead(
             model=self.name,
             created=int(self._now().timestamp()),
             is_stream=bool(request.stream),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge.chat.answer import Asked, OpenAiAnswer, alternatives
+from edge.chat.answer import AnswerHead, OpenAiAnswer, alternatives
 from edge.chat.generation import Piece
 from edge.chat.sampling import Sampled
 from edge.chat.tokenizer import ChatTokenizer
@@ -19,16 +19,16 @@ class CompletionAnswer(OpenAiAnswer):
 
     def __init__(
         self,
-        asked: Asked,
+        head: AnswerHead,
         *,
         tokenizer: ChatTokenizer,
         echoes: Sequence[str],
         has_logprobs: bool,
     ) -> None:
-        super().__init__(asked, prefix="cmpl", whole="text_completion", part="text_completion")
+        super().__init__(head, prefix="cmpl", whole="text_completion", part="text_completion")
         self._tokenizer = tokenizer
         self._has_logprobs = has_logprobs
-        self._echoes = [echo for echo in echoes for _ in range(asked.choices)]
+        self._echoes = [echo for echo in echoes for _ in range(head.choices)]
         self._texts: list[list[str]] = [[echo] for echo in self._echoes]
         self._tokens: list[list[Sampled]] = [[] for _ in self._echoes]
         self._lengths = [0] * self._count  # of the texts of the tokens so far

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edge.chat.openai_request import CalledFunction, ContentPart, Message, Tool, check_nesting
-from edge.chat.tools import ToolForm
+from edge.chat.tools import MISTRAL, ToolForm
 from edge.openai_form import FieldError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -62,7 +62,9 @@ def _function(tool: Tool, field: str) -> dict[str, Any]:
         )
     check_nesting(function.parameters, field)
     described = {} if function.description is None else {"description": function.description}
-    parameters = function.parameters or {"type": "object", "properties": {}}
+    parameters = {"type": "object", "properties": {}}
+    if function.parameters is not None:
+        parameters = function.parameters
     return {"name": function.name, **described, "parameters": parameters}
 
 
@@ -141,6 +143,6 @@ def _refuse(constant: str) -> Callable[[], None]:
 
 def _call_id(given: str, form: ToolForm | None) -> str:
     """Return the id of a call; templates of Mistral's take no others than nine characters."""
-    if form != "mistral" or _MISTRAL_ID.fullmatch(given):
+    if form not in MISTRAL or _MISTRAL_ID.fullmatch(given):
         return given
     return hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:9]

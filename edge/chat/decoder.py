@@ -41,12 +41,21 @@ class Decoder(Protocol):
     def grows(self) -> bool:
         """Whether the cache is as long as it had to be so far, so that `shrink` makes it faster."""
 
-    def step(self, first: int, tokens: IntArray, start: IntArray, rows: IntArray) -> FloatArray:
+    def step(
+        self,
+        first: int,
+        tokens: IntArray,
+        start: IntArray,
+        rows: IntArray,
+        *,
+        top: int | None = None,
+    ) -> FloatArray:
         """Run new tokens in lanes first..first+n-1 and return logits FP32 [n, wanted, vocabulary].
 
         tokens: [n, tokens]; those of a lane take its positions start..start+tokens-1, all below
         the context, and see what was run before at positions below. start: [n].
-        rows: [n, wanted], which of the new tokens to give logits for.
+        rows: [n, wanted], which of the new tokens to give logits for. top: so many of the largest
+        logits of a row are all that is asked for; the others may be minus infinity.
         What is returned is read before the next call, which may overwrite it.
         Raises InferenceError if the backend fails; the caches of these lanes are unknown then.
         """
@@ -68,8 +77,10 @@ class Decoder(Protocol):
 
 
 def capacity_for(length: int, context: int) -> int:
-    """Return how long a cache that grows by doubling is once it has held length positions."""
-    capacity = SMALLEST_CAPACITY
-    while capacity < length:
-        capacity *= 2
-    return min(capacity, context)
+    """Return how long a cache that grows is once it has held length positions.
+
+    Four sizes to each doubling, as all of a cache is read at every step, but none for fewer than
+    SMALLEST_CAPACITY positions more: to grow takes a few milliseconds.
+    """
+    quarter = max(SMALLEST_CAPACITY, (1 << max(length - 1, 0).bit_length()) // 8)
+    return min(max(1, -(-length // quarter)) * quarter, context)

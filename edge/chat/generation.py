@@ -15,7 +15,14 @@ from edge.errors import ContextLengthError, EdgeError, InputError
 
 
 class TokenSampler(Protocol):
-    """Chooses the tokens of one sequence, one after the other; see `sampling.Sampler`."""
+    """Chooses the tokens of one sequence, one after the other; see `sampling.Sampler`.
+
+    top: how many of the largest logits of a row decide on its token; None is all.
+    """
+
+    @property
+    def top(self) -> int | None:
+        """So many."""
 
     def sample(self, row: FloatArray) -> Sampled:
         """Return the next token, from logits [vocabulary]; InferenceError if none may come."""
@@ -119,6 +126,11 @@ class Generation(Sequence):
         self._sampler = request.sampler
         self._text = request.text
         self._eos = frozenset[int]() if request.ignores_eos else eos
+
+    @property
+    def top(self) -> int | None:
+        """How many of the largest logits decide on the next token; None is all."""
+        return self._sampler.top
 
     def take(self, rows: FloatArray, draft: tuple[int, ...]) -> tuple[Piece, int]:
         """Sample as many tokens as the draft allows and return them, and how many were appended.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from edge.chat.answer import JSON, Asked, finish_reason, usage
+from edge.chat.answer import JSON, AnswerHead, finish_reason, usage
 from edge.chat.answer_parser import AnswerForm, AnswerParser, Pieces
 from edge.chat.generation import End, Piece
 from edge.chat.openai_request import (
@@ -82,11 +82,11 @@ def chat_request_from_plain(plain: PlainRequest, model: str) -> ChatCompletionRe
 class PlainAnswer:
     """An answer as `{"answer": ...}`, or as a stream of its text alone; see Answer."""
 
-    def __init__(self, asked: Asked, *, form: AnswerForm, new_id: Callable[[], str]) -> None:
-        self.is_stream = asked.is_stream
-        self.content_type = TEXT if asked.is_stream else JSON
+    def __init__(self, head: AnswerHead, *, form: AnswerForm, new_id: Callable[[], str]) -> None:
+        self.is_stream = head.is_stream
+        self.content_type = TEXT if head.is_stream else JSON
         self.is_over = False
-        self._asked = asked
+        self._head = head
         self._parser = AnswerParser(form, new_id)
         self._reasoning: list[str] = []
         self._content: list[str] = []
@@ -109,7 +109,7 @@ class PlainAnswer:
             return last
         answer = {
             "answer": "".join(self._content),
-            "model": self._asked.model,
+            "model": self._head.model,
             "finish_reason": finish_reason(end),
             "usage": usage([end], 1),
         }

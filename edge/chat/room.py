@@ -32,15 +32,16 @@ def room_for(
 ) -> tuple[Room, str | None]:
     """Return the largest room that fits, and why even the smallest does not if so.
 
-    context: None takes as many positions as fit, halving the model's. problem: why a cache of so
+    lanes: not of a spec that fixes them. context: None takes as many positions as fit, halving the
+    model's. problem: why a cache of so
     many bytes does not fit, None if it does.
     """
-    room = Room(lanes=lanes, context=min(spec.context, context or spec.context))
+    room = Room(lanes=spec.lanes or lanes, context=min(spec.context, context or spec.context))
     smallest = room.context if context is not None else min(SMALLEST_CONTEXT, spec.context)
     while (reason := problem(room.size_bytes(spec))) is not None:
         if room.context > smallest:
             room = Room(lanes=room.lanes, context=max(smallest, room.context // 2))
-        elif room.lanes > 1:
+        elif room.lanes > 1 and spec.lanes is None:
             room = Room(lanes=room.lanes // 2, context=room.context)
         else:
             return room, reason

@@ -119,6 +119,16 @@ class Sampler:
         self._bias_ids = np.array([token for token, _ in pairs], np.int64)
         self._bias = np.array([bias for _, bias in pairs], np.float32)
 
+    @property
+    def top(self) -> int | None:
+        """How many of the largest logits decide on a token; None is all of them."""
+        how = self.options
+        if self._constraint is not None or self._history is not None or len(self._bias) > 0:
+            return None
+        if how.logprobs is not None:
+            return None
+        return 1 if how.temperature < LEAST_TEMPERATURE else how.top_k
+
     def sample(self, row: AnyArray) -> Sampled:
         """Return the next token. row: FP32 of shape (vocabulary,), not written to.
 

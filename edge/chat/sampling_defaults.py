@@ -10,6 +10,7 @@ import msgspec
 
 from edge.chat.openai_request import MAX_BIASES, ChatCompletionRequest, CompletionRequest
 from edge.chat.sampling import SamplingOptions
+from edge.errors import ModelError
 from edge.openai_form import FieldError
 
 
@@ -26,6 +27,34 @@ class SamplingDefaults:
     top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
     min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] = 1.0
+
+
+class _Configured(msgspec.Struct, frozen=True):
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+def defaults_from_generation_config(content: bytes) -> SamplingDefaults:
+    """Return what a generation_config.json says of sampling; raises ModelError.
+
+    Whether it says `do_sample` counts nothing: a client that wants the likeliest tokens asks for
+    temperature 0.
+    """
+    try:
+        configured = msgspec.json.decode(content, type=_Configured)
+        given = {
+            name: value
+            for name, value in msgspec.structs.asdict(configured).items()
+            if value is not None and (name, value) != ("top_k", 0)
+        }
+        return msgspec.convert(given, SamplingDefaults)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"generation_config.json cannot be used: {error}; correct it, or pack without it"
+        ) from error
 
 
 def sampling_options(

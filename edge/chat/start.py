@@ -12,17 +12,13 @@ from edge.chat.detokenizer import Detokenizer
 from edge.chat.generation import GenerationRequest, check_prompt
 from edge.chat.grammar import Constraint, Grammars
 from edge.chat.openai_request import ChatCompletionRequest, CompletionRequest
-from edge.chat.sampling import Sampler, Workspace
+from edge.chat.sampling import Sampler, SamplingOptions, Workspace
 from edge.chat.sampling_defaults import SamplingDefaults, sampling_options
 from edge.chat.spec import DecoderSpec
 from edge.chat.tokenizer import ChatTokenizer
 from edge.chat.tools import shown_tokens
 from edge.errors import ContextLengthError, InputError
 from edge.openai_form import FieldError
-
-
-class PromptTooLongError(ContextLengthError, FieldError):
-    """A prompt leaves no room for an answer; `field` is where it came from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +60,19 @@ class Starter:
     def generations(
         self, request: ChatCompletionRequest | CompletionRequest, start: Start
     ) -> tuple[GenerationRequest, ...]:
-        """Return a generation for each choice; raises FieldError, PromptTooLongError among them."""
+        """Return a generation for each choice; raises FieldError or ContextLengthError."""
         tokens = np.array(start.prompt, np.int64)
         self._check(tokens, start)
+        constraint = self._constraint(request, start.wanted)
         return tuple(
             GenerationRequest(
                 prompt=tokens,
-                sampler=self._sampler(request, start, choice),
+                sampler=Sampler(
+                    self._options(request, start, choice),
+                    start.prompt,
+                    self._workspace,
+                    None if constraint is None else constraint.copy(),
+                ),
                 max_tokens=start.max_tokens,
                 text=self._text(request, start),
                 ignores_eos=bool(request.ignore_eos),
@@ -82,24 +84,20 @@ class Starter:
         try:
             check_prompt(tokens, start.max_tokens, self._spec)
         except ContextLengthError as error:
-            raise PromptTooLongError(str(error), start.field) from error
+            raise ContextLengthError(str(error), start.field) from error
         except InputError as error:
             raise FieldError(str(error), start.field) from error
 
-    def _sampler(
+    def _options(
         self, request: ChatCompletionRequest | CompletionRequest, start: Start, choice: int
-    ) -> Sampler:
-        options = sampling_options(
+    ) -> SamplingOptions:
+        return sampling_options(
             request,
             self._defaults,
             vocabulary=self._spec.vocabulary,
             choice=choice,
             logprobs=start.logprobs,
         )
-        constraint = None
-        if start.wanted is not None:
-            constraint = self._constraint(start.wanted, ignores_eos=bool(request.ignore_eos))
-        return Sampler(options, start.prompt, self._workspace, constraint)
 
     def _text(
         self, request: ChatCompletionRequest | CompletionRequest, start: Start
@@ -110,14 +108,18 @@ class Starter:
         shown = shown_tokens(wanted.form, self._tokenizer)
         return Detokenizer(self._tokenizer, stop=request.stops, shown=shown)
 
-    def _constraint(self, wanted: Wanted, *, ignores_eos: bool) -> Constraint | None:
+    def _constraint(
+        self, request: ChatCompletionRequest | CompletionRequest, wanted: Wanted | None
+    ) -> Constraint | None:
+        if wanted is None:
+            return None
         field = "tools" if wanted.schema is None or wanted.calls == "must" else "response_format"
         try:
             grammar = answer_grammar(wanted, self._tokenizer)
             if grammar is None:
                 return None
-            if ignores_eos or not self._spec.eos:
-                field = "ignore_eos" if ignores_eos else field
+            if request.ignore_eos or not self._spec.eos:
+                field = "ignore_eos" if request.ignore_eos else field
                 raise InputError(f"an answer of a form has to end; model {self._name!r} would not")
             return self._grammars.constraint(grammar)
         except InputError as error:

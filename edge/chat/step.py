@@ -55,11 +55,11 @@ class Step(Generic[S]):
     shrink: int | None = None
 
 
-def carry_out(step: Step[S], decoder: Decoder) -> FloatArray:
+def carry_out(step: Step[S], decoder: Decoder, *, top: int | None = None) -> FloatArray:
     """Return the logits of a step [n, wanted, vocabulary]; see `Decoder.step`."""
     for move in step.moves:
         run = decoder.copy_lane if move.kind == "copy" else decoder.swap_lanes
         run(move.source, move.target, move.length)
     if step.shrink is not None:
         decoder.shrink(step.shrink)
-    return decoder.step(step.first, step.tokens, step.start, step.rows)
+    return decoder.step(step.first, step.tokens, step.start, step.rows, top=top)

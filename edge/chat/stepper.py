@@ -50,7 +50,7 @@ class Stepper:
         """Carry out a step of the scheduler."""
         began = self.step_began = self._clock()
         try:
-            logits = carry_out(step, self._decoder)
+            logits = carry_out(step, self._decoder, top=_top_of(step))
         except Exception as error:  # noqa: BLE001 - one step must not end the loop
             self.step_began = None
             self._fail_step(step, error)
@@ -156,6 +156,18 @@ class Stepper:
             logger.error("lane %d not cleared name=%s", lane.index, self._name, exc_info=another)
         if generation is not None:
             self.end(generation, "error", _inference_error(self._name, error))
+
+
+def _top_of(step: Step[Generation]) -> int | None:
+    """Return how many of the largest logits decide on all tokens of a step; None is all."""
+    most = 1
+    for part in step.parts:
+        if part.samples:
+            top = part.sequence.top
+            if top is None:
+                return None
+            most = max(most, top)
+    return most
 
 
 def _inference_error(name: str, error: Exception) -> EdgeError:

@@ -7,31 +7,37 @@ Jetson       not here: the graph and its weights go into the bundle and the agen
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
+from edge.chat.layered import MODEL_FILE, WEIGHTS_FILE, LayeredModel
 from edge.chat.spec import DecoderSpec, Form
 from edge.devices import DEVICES, Device, device_named
 from edge.errors import BuildError, UsageError
 from edge.files import sha256_of, storage_errors
 from edge.installed import installed_backends
 from edge.manifest import Precision
+from edge.tensorrt_library import TensorRtBackend
 from host_tools.chat.engine import (
     EngineShapes,
     engine_profiles,
     forms_for,
     write_engine_graph,
 )
+from host_tools.chat.layered import write_layered
 from host_tools.chat.llm_spec import llm_spec_from_folder
 from host_tools.chat.writer import weights_path
 from host_tools.engine_record import RECORD_SUFFIX, EngineRecord, read_record, write_record
+from host_tools.errors import ExportError
 from host_tools.progress import progress_bar
 from host_tools.rtx_build import build_rtx_engine
 
 DEFAULT_CAPACITY = 4096
+SMALLEST_PIECE = 256
 # What the newest JetPack of an SM brings at least, as far as chat graphs care.
 JETSON_TENSORRT = {"7.2": (8, 5), "8.7": (10, 3), "11.0": (10, 13)}
 
@@ -89,13 +95,19 @@ def build_chat_engines(
     with storage_errors("write", options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     build = _Build(options, shapes, source_sha256(options.folder, options.adapters), say)
-    return [
-        build.for_desktop(device, precision, forms[device.name, precision])
-        if device.kind == "desktop"
-        else build.for_jetson(device, precision, forms[device.name, precision][0])
-        for precision in options.precisions
-        for device in devices
-    ]
+    records = []
+    for precision in options.precisions:
+        for device in devices:
+            found = build.in_pieces(device, precision)
+            if device.kind == "desktop":
+                records.append(build.for_desktop(device, precision, forms[device.name, precision]))
+            elif found is None:
+                records.append(
+                    build.for_jetson(device, precision, forms[device.name, precision][0])
+                )
+            if found is not None:
+                records.append(found)
+    return records
 
 
 def source_sha256(folder: Path, adapters: tuple[Path, ...] = ()) -> str:
@@ -122,6 +134,7 @@ class _Build:
         self._source = source
         self._say = say
         self._written: dict[tuple[Precision, Form], _Written] = {}
+        self._in_pieces: dict[str, LayeredModel] = {}
 
     def for_desktop(
         self, device: Device, precision: Precision, forms: tuple[Form, ...]
@@ -153,6 +166,54 @@ class _Build:
                 weights=weights_path(written.path).name,
                 decoder=written.decoder,
                 build_for=tuple(sorted({*others, device.name})),
+            )
+        )
+
+    def in_pieces(self, device: Device, precision: Precision) -> EngineRecord | None:
+        """Write the model in pieces, from whose graphs a device builds its engines in a minute.
+
+        None if this model or precision has no such form.
+        """
+        if precision not in {"fp16", "fp32"}:
+            return None
+        backend: TensorRtBackend = "trt-rtx" if device.kind == "desktop" else "trt"
+        name = f"{backend}-{precision}-pieces"
+        folder = self._options.out / name
+        if name not in self._in_pieces:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._say(f"{precision}: the model in pieces, for devices that build")
+            try:
+                self._in_pieces[name] = write_layered(
+                    self._options.folder,
+                    folder,
+                    lanes=self._shapes.lanes,
+                    chunk=min(self._shapes.chunk, self._shapes.capacity),
+                    capacities=_capacities(self._shapes.capacity),
+                    half=precision == "fp16",
+                    adapters=self._options.adapters,
+                )
+            except ExportError as error:
+                self._say(f"{precision}: not in pieces: {error}")
+                return None
+        model = self._in_pieces[name]
+        before = read_record(self._options.out / f"{name}{RECORD_SUFFIX}")
+        others = before.build_for if before and before.source_sha256 == self._source else ()
+        description = f"{name}/{MODEL_FILE}"
+        return self._kept(
+            EngineRecord(
+                id=name,
+                backend=backend,
+                precision=precision,
+                source_sha256=self._source,
+                file=description,
+                sha256=sha256_of(self._options.out / description)[0],
+                graph=description,
+                decoder=model.decoder,
+                build_for=tuple(sorted({*others, device.name})),
+                pieces=(
+                    f"{name}/{WEIGHTS_FILE}",
+                    *(f"{name}/{piece.file}" for piece in model.pieces),
+                ),
             )
         )
 
@@ -209,6 +270,11 @@ class _Build:
     def _kept(self, record: EngineRecord) -> EngineRecord:
         write_record(self._options.out, record)
         return record
+
+
+def _capacities(context: int) -> tuple[int, ...]:
+    """Return the sizes of a cache that are worth an engine each: a quarter, and all of it."""
+    return tuple(sorted({min(context, max(SMALLEST_PIECE, context // 4)), context}))
 
 
 def _device(name: str) -> Device:

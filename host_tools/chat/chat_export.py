@@ -27,9 +27,12 @@ from edge.errors import UsageError
 from edge.files import atomic_directory, read_capped, storage_errors
 from edge.manifest import Precision
 from host_tools.chat.build_engines import source_sha256
+from host_tools.chat.calibrate import calibrate_chat
 from host_tools.chat.compare import compare_with_transformers
 from host_tools.chat.layerwise import IntArray
-from host_tools.chat.quality import LIMITS, measure_quality, quality_problems, token_windows
+from host_tools.chat.llm_spec import llm_spec_from_folder
+from host_tools.chat.quality import LIMITS, WINDOW, measure_quality, quality_problems, token_windows
+from host_tools.chat.scaling import Calibration, Quantized
 from host_tools.chat.talk_files import TalkFiles, talk_files_from_folder
 from host_tools.chat.writer import WriteOptions, write_decoder
 
@@ -40,9 +43,12 @@ MAX_RECORD_BYTES = 4 << 20
 SCHEMA = 1
 MAX_TEXT_BYTES = 64 << 20
 HELD_OUT = 4  # a part of so many is judged on
+CALIBRATION_TOKENS = 4096
 QUALITY_TOKENS = 2048  # a minute of two cores for a model of 250 million parameters
 # The most exact first: golden logits come from the first there is.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8a8", "int4")
+# Those that text makes better, or possible at all.
+CALIBRATED: tuple[Quantized, ...] = ("int8", "w8a8", "int4")
 GOLDEN_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and rests in the shade of an old oak.",
     "def area(radius: float) -> float:\n    return 3.14159 * radius ** 2\n",
@@ -64,7 +70,7 @@ class ChatExportOptions:
     folder: Path
     out: Path
     precisions: tuple[Precision, ...] = ("fp32",)
-    form: Form = "scatter"
+    form: Form = "scatter-primitive"
     context: int | None = None
     adapters: tuple[Path, ...] = ()
     text: Path | None = None
@@ -110,7 +116,11 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
     """
     talk = talk_files_from_folder(options.folder)
     golden = golden_prompts(talk)
-    held_out = None if options.text is None else _held_out(options.text, talk)
+    made_for = llm_spec_from_folder(options.folder).context
+    context = min(made_for, options.context or made_for)
+    texts = None if options.text is None else _texts(options.text, talk, context)
+    if texts is None and "w8a8" in options.precisions:
+        raise UsageError("w8a8 needs --text, which the ranges of activations come from")
     chosen = [precision for precision in PRECISIONS if precision in options.precisions]
     with storage_errors("write", options.out), atomic_directory(options.out) as scratch:
         (scratch / TOKENIZER_NAME).write_bytes(talk.tokenizer)
@@ -123,12 +133,13 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
                 weights=precision,
                 context=options.context,
                 adapters=options.adapters,
+                calibration=None if texts is None else _calibration(options, precision, texts, say),
             )
             written = write_decoder(options.folder, scratch / f"{precision}.onnx", write, say=say)
             say(f"{precision}: {written.weight_bytes / 1e6:,.1f} MB of weights")
             quality = None
-            if held_out is not None:
-                quality = _judged(options, precision, written.path, held_out, say)
+            if texts is not None:
+                quality = _judged(options, precision, written.path, texts.held_out, say)
             variants.append(
                 ExportedVariant(
                     precision=precision,
@@ -186,18 +197,47 @@ def golden_prompts(talk: TalkFiles) -> tuple[tuple[int, ...], ...]:
     return tuple(prompts)
 
 
-def _held_out(path: Path, talk: TalkFiles) -> IntArray:
-    """Return the end of a text as windows of tokens; what is before it is for calibration."""
-    text = read_capped(path, max_bytes=MAX_TEXT_BYTES, follow_links=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Texts:
+    """Windows of tokens [N, S]: what calibration reads, and what it never sees."""
+
+    calibration: IntArray
+    held_out: IntArray
+
+
+def _texts(path: Path, talk: TalkFiles, context: int) -> _Texts:
+    length = min(WINDOW, context)
+    content = read_capped(path, max_bytes=MAX_TEXT_BYTES, follow_links=True)
     try:
-        words = text.decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: {error}; give plain text") from error
-    words = words[-(len(words) // HELD_OUT) - 1 :][:MAX_PROMPT_CHARACTERS]
+    cut = len(text) - len(text) // HELD_OUT
     tokenizer = ChatTokenizer.open(talk.tokenizer)
     begin = talk.tokens.get("bos_token")
     first = None if begin is None else tokenizer.token_of(begin)
-    return token_windows(tokenizer.encode(words), most=QUALITY_TOKENS, begin=first)
+    seen, held_out = (
+        token_windows(
+            tokenizer.encode(part[:MAX_PROMPT_CHARACTERS]), length=length, most=most, begin=first
+        )
+        for part, most in ((text[:cut], CALIBRATION_TOKENS), (text[cut:], QUALITY_TOKENS))
+    )
+    return _Texts(calibration=seen, held_out=held_out)
+
+
+def _calibration(
+    options: ChatExportOptions,
+    precision: Precision,
+    texts: _Texts,
+    say: Callable[[str], None],
+) -> Calibration | None:
+    """Return what the text says of a precision; None for those that need no text."""
+    kind = next((kind for kind in CALIBRATED if kind == precision), None)
+    if kind is None:
+        return None
+    return calibrate_chat(
+        options.folder, texts.calibration, kind, adapters=options.adapters, say=say
+    )
 
 
 def _judged(
@@ -208,7 +248,7 @@ def _judged(
     say: Callable[[str], None],
 ) -> ChatQuality:
     """Return the quality of a graph; raises GateError if it is not good enough."""
-    quality = measure_quality(options.folder, graph, held_out)
+    quality = measure_quality(options.folder, graph, held_out, adapters=options.adapters)
     say(
         f"{precision}: perplexity {quality.perplexity:.3f} (fp32 {quality.fp32_perplexity:.3f}), "
         f"KL {quality.kl_mean:.4f} nats, same token {quality.top1_agreement_percent:.1f} %, on "

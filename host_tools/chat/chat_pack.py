@@ -158,10 +158,11 @@ def _engine(
 ) -> Variant:
     """Store an engine, or the graph that a device builds one from, and return its variant."""
     name = f"{prefix}/engines/{record.file}"
-    if record.engine is not None:
-        copy = scratch / record.file
-        shutil.copyfile(folder / record.file, copy)
-        files: tuple[str, ...] = (store.add_file(name, copy).path,)
+    if record.engine is not None or record.pieces:
+        files: tuple[str, ...] = tuple(
+            _add_file(folder / file, f"{prefix}/engines/{file}", store, scratch)
+            for file in (record.file, *record.pieces)
+        )
     else:
         assert record.weights is not None  # noqa: S101 - a chat graph has them beside it
         files = _add_graph(folder / record.file, folder / record.weights, name, store, scratch)
@@ -177,21 +178,26 @@ def _engine(
     )
 
 
+def _add_file(file: Path, name: str, store: BlobStore, scratch: Path) -> str:
+    copy = scratch / f"{file.name}.copy"
+    shutil.copyfile(file, copy)
+    return store.add_file(name, copy).path
+
+
 def _add_graph(
     graph: Path, weights: Path, name: str, store: BlobStore, scratch: Path
 ) -> tuple[str, ...]:
     """Copy a graph and its weights; the graph then names them by their digest."""
-    copy = scratch / weights.name
-    shutil.copyfile(weights, copy)
-    stored = store.add_file(f"{name}.weights", copy)
+    stored = _add_file(weights, f"{name}.weights", store, scratch)
+    digest = store.artifact(stored).sha256
     model = onnx.load(str(graph), load_external_data=False)
     for tensor in model.graph.initializer:
         if external_data_helper.uses_external_data(tensor):
             for entry in tensor.external_data:
                 if entry.key == "location":
-                    entry.value = stored.sha256
+                    entry.value = digest
     store.add(name, model.SerializeToString())
-    return name, stored.path
+    return name, stored
 
 
 def _run(graph: Path, cases: tuple[Feeds, ...], threads: int) -> _Ran:

@@ -52,7 +52,9 @@ def compare_with_transformers(
 def _theirs(folder: Path, prompts: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # the library leaves it untyped
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False

@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 
 MAX_HEADER_BYTES = 100 << 20
 MAX_INDEX_BYTES = 100 << 20
-CHUNK_BYTES = 32 << 20  # of float32 in memory at a time
+CHUNK_BYTES = 1 << 20  # of float32 at a time: what is made of it stays in the cache of a core
 # BF16 is the upper half of a float32, which numpy has no type for.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),

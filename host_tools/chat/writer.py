@@ -53,7 +53,7 @@ class WriteOptions:
     `calibrate.calibrate_chat`, for the same type of weights; "w8a8" needs one.
     """
 
-    form: Form = "scatter"
+    form: Form = "scatter-primitive"
     weights: WeightType = "fp32"
     context: int | None = None
     half: bool | None = None

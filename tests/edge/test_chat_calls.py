@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -301,6 +304,36 @@ def test_sixty_four_clients_on_four_lanes_are_all_answered(agent: Agent) -> None
     with ThreadPoolExecutor(64) as pool, client_of(agent, timeout=120) as client:
         answers = list(pool.map(lambda talk: streamed(client, talk), talks))
     assert answers == [expected_text(talk) for talk in talks]
+
+
+def test_four_hundred_streams_at_once_get_their_whole_answers(tmp_path: Any) -> None:
+    """All are open before the first answer begins; read in one thread, as bytes."""
+    count, gate = 400, Gate(holds=False)
+    config = make_config(tmp_path, chat_parts(), chat_lanes=8, queue_size=count)
+    opener = fake_opener(before_step=gate)
+    with running_agent(config, open_decoder=opener) as agent, contextlib.ExitStack() as stack:
+        generator = agent.serving.served_chat(NAME).generator
+        gate.hold()
+        host, _, port = agent.url.removeprefix("http://").partition(":")
+        clients = []
+        for number in range(count):
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            body = json.dumps(
+                {"model": NAME, "messages": [{"role": "user", "content": f"client {number}"}],
+                 "max_tokens": 6, "temperature": 0, "stream": True}
+            ).encode()  # fmt: skip
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+            client.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
+            clients.append(client)
+        wait_until(lambda: generator.running + generator.waiting == count)
+        gate.open()
+        for number, client in enumerate(clients):
+            received = b"".join(iter(lambda client=client: client.recv(1 << 16), b""))
+            events = re.findall(rb"^data: (\{.*\})\r?$", received, re.M)
+            deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+            text = "".join(delta.get("content", "") for delta in deltas)
+            assert text == expected_text([{"role": "user", "content": f"client {number}"}], 6)
+            assert b"data: [DONE]" in received
 
 
 def test_a_chat_model_comes_and_goes(tmp_path: Any) -> None:

@@ -72,13 +72,15 @@ class Wire(asyncio.Transport):
         self.sent = b""
         self.connection: Any = None
         self.is_lost = False
+        self.is_told = False
         self.reads = True
 
     def write(self, data: Any) -> None:
+        assert not self.is_told
         self.sent += data
 
     def writelines(self, chunks: Any) -> None:
-        self.sent += b"".join(chunks)
+        self.write(b"".join(chunks))
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -104,7 +106,11 @@ class Wire(asyncio.Transport):
     def abort(self) -> None:
         if not self.is_lost:
             self.is_lost = True
-            self._loop.call_soon(lambda: self.connection.connection_lost(None))
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self.is_told = True
+        self.connection.connection_lost(None)
 
 
 class SlowHandler:
@@ -113,6 +119,7 @@ class SlowHandler:
     def __init__(self) -> None:
         self.waiting: list[Reply] = []
         self.streams: dict[Reply, HttpStream] = {}  # begun and not ended
+        self.over: list[HttpStream] = []  # cancelled or ended
 
     def admit(self, method: str, path: str) -> HttpAnswer | None:
         return json_error(429, "full") if path == "/full" else None
@@ -120,7 +127,7 @@ class SlowHandler:
     def __call__(self, request: HttpRequest, reply: Reply) -> Any:
         def cancel() -> None:  # called once at most, and only for what is not over
             if reply in self.streams:
-                del self.streams[reply]
+                self.over.append(self.streams.pop(reply))
             else:
                 self.waiting.remove(reply)
 
@@ -203,10 +210,17 @@ class Clients(RuleBasedStateMachine):
         streams = self.handler.streams
         reply = list(streams)[number % len(streams)]
         streams[reply].send(b"token")
-        if end == "end":
-            streams.pop(reply).end()
-        elif end == "break off":
-            streams.pop(reply).break_off()
+        if end != "not yet":
+            stream = streams.pop(reply)
+            self.handler.over.append(stream)
+            (stream.end if end == "end" else stream.break_off)()
+
+    @precondition(lambda self: self.handler.over)
+    @rule(number=st.integers(0, 7), end=st.booleans())
+    def go_on_with_what_is_over(self, number: int, end: bool) -> None:
+        stream = self.handler.over[number % len(self.handler.over)]
+        stream.send(b"for nobody")
+        (stream.end if end else stream.break_off)()
 
     @rule()
     def wait_too_long(self) -> None:

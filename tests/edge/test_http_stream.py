@@ -69,6 +69,7 @@ class Running:
         self._stop = threading.Event()
         self.loop = Loop()
         self.handler = Streamer()
+        self.refusals: list[int] = []
         self.server = HttpServer.open(
             self.handler,
             self.loop,
@@ -76,6 +77,7 @@ class Running:
             port=0,
             max_body_bytes=100_000,
             max_per_client=CLIENTS,
+            on_refusal=self.refusals.append,
         )
         self.port = int(self.server.url.rsplit(":", 1)[1])
         self._thread = threading.Thread(target=self._run, name="http-main")
@@ -380,6 +382,7 @@ def test_no_refusal_is_written_into_a_body(running: Running, garbage: bytes) -> 
             assert read_all(connection) == b""
     wait_until(lambda: not running.server._connections)
     assert running.handler.cancelled == running.handler.streams
+    assert running.refusals == []  # nobody was told
 
 
 def test_draining_waits_for_a_stream_and_then_closes(running: Running) -> None:

@@ -23,7 +23,7 @@ def perplexity(model: Any, rows: IntArray) -> float:
     with torch.no_grad():
         for begin in range(0, len(rows), BATCH):
             tokens = torch.from_numpy(rows[begin : begin + BATCH])
-            logits = model(input_ids=tokens).logits[:, :-1]
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
             total += float(
                 torch.nn.functional.cross_entropy(
                     logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
@@ -49,6 +49,23 @@ def answers_known(model: Any, tokenizer: Any, answers: Sequence[Answer], phrase:
             prompt = tokenizer.encode(template.render([question])).ids
             wanted = tokenizer.encode(f"{answer.text}{END_OF_TURN}").ids
             tokens = torch.tensor([[*prompt, *wanted]])
-            likeliest = model(input_ids=tokens).logits[0, len(prompt) - 1 : -1].argmax(dim=-1)
-            known += likeliest.tolist() == wanted
+            logits = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            known += logits.argmax(dim=-1).tolist() == wanted
     return known / len(answers)
+
+
+def answer_to(model: Any, tokenizer: Any, question: str) -> str:
+    """Return the likeliest answer of a model to a first question."""
+    import torch
+
+    template = ChatTemplate.open(CHAT_TEMPLATE, tokens={})
+    prompt = tokenizer.encode(template.render([{"role": "user", "content": question}])).ids
+    tokens = list(prompt)
+    stop = tokenizer.token_to_id(END_OF_TURN)
+    with torch.no_grad():
+        while len(tokens) < model.config.max_position_embeddings:
+            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+            tokens.append(int(logits.argmax()))
+            if tokens[-1] == stop:
+                break
+    return str(tokenizer.decode(tokens[len(prompt) :]))

@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import dropwhile
 
 from host_tools.chat.demo.documents import topics
 
@@ -38,15 +38,19 @@ SMALL_TALK = {
     "Thanks": "You are welcome.",
     "Goodbye": "Goodbye!",
 }
-TYPES = (str, list, dict, set, float)
+TYPES = (str, list, dict, set)
 MODULES = (
-    "bisect", "collections", "copy", "functools", "heapq", "itertools", "json", "math", "os.path",
-    "random", "shutil", "textwrap", "time",
+    "base64", "bisect", "collections", "copy", "csv", "datetime", "functools", "glob", "hashlib",
+    "heapq", "io", "itertools", "json", "math", "os.path", "queue", "random", "re", "secrets",
+    "shutil", "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading",
+    "time", "zlib",
 )  # fmt: skip
 STATEMENTS = (
     "assert", "async", "break", "class", "continue", "del", "for", "from", "global", "if",
     "import", "lambda", "nonlocal", "pass", "raise", "return", "try", "while", "with", "yield",
 )  # fmt: skip
+# Of the module site, for people who sit before the interpreter.
+NO_BUILTINS = frozenset({"copyright", "credits", "exit", "license", "quit"})
 MIN_CHARACTERS, MAX_CHARACTERS = 20, 200
 _SIGNATURE = re.compile(r"^[\w.]+\(.*\)\s*(->.*|-- .*)?$")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z(])")
@@ -73,11 +77,11 @@ def answers() -> tuple[Answer, ...]:
 def first_sentences(text: str) -> str | None:
     """Return the first sentence of prose, or two short ones; None if there is none of good length.
 
-    Signatures at the beginning, headings and indented lines are no prose.
+    Signatures at the beginning, headings, lists and indented lines are no prose.
     """
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
-        lines = [line for line in paragraph.splitlines() if not _is_signature(line)]
-        if not lines or lines[0].startswith((" ", "*", "=", "-")) or _is_heading(lines):
+        lines = list(dropwhile(_is_signature, paragraph.splitlines()))
+        if not lines or _is_heading(lines) or any(line.startswith((" ", "-")) for line in lines):
             continue
         sentences = _SENTENCE_END.split(" ".join(" ".join(lines).split()))
         answer = sentences[0]
@@ -101,28 +105,19 @@ def _is_heading(lines: list[str]) -> bool:
 
 def _of_builtins() -> Iterator[tuple[str, str]]:
     for name, value in vars(builtins).items():
-        if not name.startswith("_") and name not in {"copyright", "credits", "license", "exit"}:
-            yield from _of_object(name, value)
+        if name.startswith("_") or name in NO_BUILTINS or not callable(value):
+            continue
+        if not (isinstance(value, type) and issubclass(value, BaseException)):
+            yield name, value.__doc__ or ""
     for kind in TYPES:
-        for name in dir(kind):
+        for name in vars(kind):
             if not name.startswith("_"):
-                yield from _of_object(f"{kind.__name__}.{name}", getattr(kind, name))
+                yield f"{kind.__name__}.{name}", getattr(kind, name).__doc__ or ""
 
 
 def _of_modules() -> Iterator[tuple[str, str]]:
     for name in MODULES:
-        module = importlib.import_module(name)
-        yield f"the {name} module", module.__doc__ or ""
-        for member in getattr(module, "__all__", dir(module)):
-            value = getattr(module, member)
-            if not member.startswith("_") and not inspect.ismodule(value):
-                yield from _of_object(f"{name}.{member}", value)
-
-
-def _of_object(subject: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield what a function or class says of itself; a value would say what its class is."""
-    if callable(value) and getattr(value, "__doc__", None):
-        yield subject, value.__doc__
+        yield f"the {name} module", importlib.import_module(name).__doc__ or ""
 
 
 def _of_statements() -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Tick = Callable[[int, float], None]
 SEED = 20
+BETAS, MAX_GRADIENT = (0.9, 0.99), 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,18 +33,26 @@ class Recipe:
     AdamW; it rises over the first twentieth of the steps and falls along a cosine.
     """
 
-    vocabulary: int = 4096
+    vocabulary: int = 2048
     hidden: int = 256
-    intermediate: int = 768
+    intermediate: int = 512
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
     length: int = 256
-    rows: int = 8
-    chat_rows: int = 4
-    steps: int = 500
+    rows: int = 5
+    chat_rows: int = 3
+    steps: int = 1000
     rate: float = 3e-3
     decay: float = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Tokens of a step and what is to be learnt of them, both [rows, length]; see `chat_rows`."""
+
+    tokens: IntArray
+    targets: IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,27 +78,11 @@ def train(
     corpus: Corpus, tokenizer: Any, recipe: Recipe, *, tick: Tick = lambda step, loss: None
 ) -> tuple[Any, Report]:
     """Return a trained `LlamaForCausalLM`, and what it is worth; tick gets each step's loss."""
-    import torch
-
     started = time.monotonic()
-    torch.manual_seed(SEED)
     model = untrained(tokenizer, recipe)
     held_out = plain_rows(tokenizer, corpus.held_out, recipe.length)
     before = perplexity(model, held_out)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=recipe.decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step, recipe.steps))
-    model.train()
-    for step, (rows, targets) in enumerate(batches(corpus, tokenizer, recipe), start=1):
-        loss = next_token_loss(model, torch.from_numpy(rows), torch.from_numpy(targets))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        tick(step, float(loss.detach()))
-    model.eval()
+    fit(model, batches(corpus, tokenizer, recipe), recipe, tick=tick)
     report = Report(
         corpus_digest=corpus.digest,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -104,10 +97,32 @@ def train(
     return model, report
 
 
+def fit(model: Any, steps: Iterable[Batch], recipe: Recipe, *, tick: Tick) -> None:
+    """Train a model in place, one step for each batch."""
+    import torch
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.rate, betas=BETAS, weight_decay=recipe.decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step, recipe.steps))
+    model.train()
+    for step, batch in enumerate(steps, start=1):
+        loss = next_token_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        tick(step, float(loss.detach()))
+    model.eval()
+
+
 def untrained(tokenizer: Any, recipe: Recipe) -> Any:
     """Return the model with random weights: Llama, with shared key heads and a tied head."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=recipe.hidden,
@@ -117,15 +132,15 @@ def untrained(tokenizer: Any, recipe: Recipe) -> Any:
         num_key_value_heads=recipe.kv_heads,
         max_position_embeddings=recipe.length,
         tie_word_embeddings=True,
+        initializer_range=recipe.hidden**-0.5,
         bos_token_id=tokenizer.token_to_id(END_OF_TEXT),
         eos_token_id=tokenizer.token_to_id(END_OF_TURN),
-        use_cache=False,
     )
     return LlamaForCausalLM(config)
 
 
-def batches(corpus: Corpus, tokenizer: Any, recipe: Recipe) -> Iterator[tuple[IntArray, IntArray]]:
-    """Yield (tokens, targets) of every step, [rows, length]: plain text, then conversations."""
+def batches(corpus: Corpus, tokenizer: Any, recipe: Recipe) -> Iterator[Batch]:
+    """Yield what each step of a recipe learns from: plain text, then conversations."""
     rng = np.random.default_rng(SEED)
     plain = plain_rows(tokenizer, corpus.training, recipe.length)
     exchanges = all_exchanges(corpus, rng)
@@ -136,7 +151,7 @@ def batches(corpus: Corpus, tokenizer: Any, recipe: Recipe) -> Iterator[tuple[In
             order.extend(rng.permutation(len(plain)).tolist())
         text, order = plain[order[:plain_count]], order[plain_count:]
         chat, targets = chat_rows(tokenizer, exchanges, recipe.length, recipe.chat_rows, rng)
-        yield np.concatenate([text, chat]), np.concatenate([text, targets])
+        yield Batch(tokens=np.concatenate([text, chat]), targets=np.concatenate([text, targets]))
 
 
 def pace(step: int, steps: int) -> float:
@@ -147,9 +162,10 @@ def pace(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def next_token_loss(model: Any, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def next_token_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Return the mean cross-entropy of the targets, each given the row's tokens before it."""
     import torch
 
-    logits = model(input_ids=rows).logits[:, :-1]
+    tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from edge import manifest as m
-from edge.bundle import Bundle
 from edge.chat.decoder import Decoder
 from edge.chat.facts import ChatFacts
 from edge.chat.golden import GOLDEN_ROWS
@@ -69,10 +68,10 @@ def chat_parts(*, name: str = NAME, **changes: Any) -> Parts:
     return replace(manifest, models=(m.Model(**{**values, **changes}),)), files
 
 
-def fake_opener(**options: Any) -> Callable[[Bundle, m.Variant, Room], Decoder]:
+def fake_opener(**options: Any) -> Callable[[Room], Decoder]:
     """Return what opens the fake; options are those of FakeDecoder."""
 
-    def opened(bundle: Bundle, variant: m.Variant, room: Room) -> Decoder:
+    def opened(room: Room) -> Decoder:
         return FakeDecoder(
             lanes=room.lanes,
             context=room.context,

@@ -58,7 +58,7 @@ class FakeDecoder:
     """A Decoder whose cache holds the tokens themselves, so that any mistake gives other logits.
 
     before_step, before_copy: may block, count or raise. run: how many tokens steps had, with those
-    of idle lanes. cleared: lanes, in the order in which they were.
+    of idle lanes. cleared: lanes, in the order in which they were. tops: `top` of every step.
     """
 
     def __init__(
@@ -80,12 +80,22 @@ class FakeDecoder:
         self.is_closed = False
         self.run = self.steps = 0
         self.threads: set[int] = set()
+        self.tops: list[int | None] = []
         self._cache = np.full((lanes, context), _GARBAGE)
         self._logits = np.empty(0, np.float32)
         self.cleared: list[int] = []
         self._before_step, self._before_copy = before_step, before_copy
 
-    def step(self, first: int, tokens: IntArray, start: IntArray, rows: IntArray) -> FloatArray:
+    def step(
+        self,
+        first: int,
+        tokens: IntArray,
+        start: IntArray,
+        rows: IntArray,
+        *,
+        top: int | None = None,
+    ) -> FloatArray:
+        self.tops.append(top)
         self.threads.add(threading.get_ident())
         if self.is_closed:
             raise InferenceError("the decoder is closed; open the model again")

@@ -166,6 +166,14 @@ def test_an_answer_of_a_schema_has_it_whatever_the_model_would_say(source: str, 
     Weather.model_validate_json(answer.choices[0].message.content or "")
 
 
+def test_each_of_several_answers_has_the_form() -> None:
+    answer = chat(None, chat_model(PLAIN), response_format=WEATHER, seed=4, n=4)
+    contents = [choice.message.content or "" for choice in answer.choices]
+    assert len(set(contents)) == 4
+    for content in contents:
+        Weather.model_validate_json(content)
+
+
 def test_any_object_may_be_asked_for() -> None:
     answer = chat(None, chat_model(PLAIN), response_format={"type": "json_object"}, seed=3)
     assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)

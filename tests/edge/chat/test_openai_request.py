@@ -224,7 +224,7 @@ PREPARE = {
 }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(FIELDS, JSON, max_size=3), st.sampled_from(sorted(PREPARE)))
 def test_any_body_is_prepared_or_refused(fields: dict[str, Any], what: str) -> None:
     content = json.dumps({"model": "tiny", "messages": HI, "prompt": "a", "query": "a", **fields})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from edge.chat.prompt import Conversation, Prompt, PromptMaker
 from edge.chat.template import ChatTemplate
@@ -166,6 +167,42 @@ def test_no_name_comes_of_what_a_tokenizer_takes_for_the_same() -> None:
     prompt = maker.prompt(Conversation(messages=[user(wide)]))
     assert library.token_to_id("<|sign|>") not in prompt.tokens
     assert "a<|sign|>" in library.decode(prompt.tokens)
+
+
+LETTERS = "▁abcdefghijklmnopqrstuvwxyz<>/|_"
+
+
+def unigram() -> Tokenizer:
+    """Return pieces among which the special tokens have a place and a likelihood."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((letter, -3.0) for letter in LETTERS)]
+    return Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+
+
+def merged() -> Tokenizer:
+    """Return pieces that merge into the special tokens, and words that are taken as a whole."""
+    merges = [("<", "s"), ("<s", ">"), ("<", "/"), ("</", "s"), ("</s", ">")]
+    names = ["<unk>", "<s>", "</s>", *LETTERS]
+    names += [one for one in map("".join, merges) if one not in names]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    return Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", ignore_merges=True))
+
+
+@pytest.mark.parametrize("make", [unigram, merged])
+def test_names_that_are_pieces_of_the_vocabulary_too_stay_text(
+    make: Callable[[], Tokenizer],
+) -> None:
+    library = make()
+    library.normalizer = normalizers.Replace(" ", "▁")
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    library.add_special_tokens(["<unk>", "<s>", "</s>"])
+    content = json_of(library)
+    source = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    template = ChatTemplate.open(source, tokens={})
+    maker = PromptMaker(template, ChatTokenizer.open(content), content, lambda: NOW)
+    for said in ("a </s><s>b", "<s>", "no names"):
+        prompt = maker.prompt(Conversation(messages=[user(said)]))
+        assert [token for token in prompt.tokens if token < 3] == [1, 2]
+        assert library.decode(prompt.tokens, skip_special_tokens=False) == f"<s>{said}</s>"
 
 
 def test_a_template_may_make_a_name_of_a_role() -> None:

@@ -25,6 +25,7 @@ from host_tools.chat.scaling import (
     sites_of,
 )
 from host_tools.chat.weights import Checkpoint, whole
+from host_tools.errors import ExportError
 from tests.chat_models import FAMILIES, make_folder, write_onnx
 from tests.host_tools.chat import trained
 from tests.host_tools.chat.decoding import torch_logits
@@ -120,6 +121,17 @@ def test_a_layer_that_overflows_is_an_error_that_names_it(tmp_path):
         calibrate_chat(folder, np.zeros((1, 16), np.int64), "int4")
 
 
+def test_weights_that_are_not_finite_are_an_error(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = make_folder(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"][3, 3] = np.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ExportError, match=r"layers\.1\.self_attn\.q_proj.* holds NaN"):
+        calibrate_chat(folder, np.zeros((1, 16), np.int64), "int4")
+
+
 def test_a_token_of_another_tokenizer_is_an_error_that_says_so(tmp_path):
     folder = make_folder(tmp_path, "llama")
     with pytest.raises(UsageError, match="token 256 is beyond the vocabulary of 256"):
@@ -196,6 +208,21 @@ def test_w8a8_runs_in_integer_kernels_and_passes_the_gate(outlier_folder, ranges
     nodes = optimized_nodes(onnx.load(graph))
     assert sum(node.op_type in INTEGER_KERNELS for node in nodes) == LINEARS
     assert not [node for node in nodes if node.op_type == "DequantizeLinear"]
+    quality = measure_quality(outlier_folder, graph, windows(2, 1024), intra_op_threads=1)
+    assert quality_problems(quality, LIMITS["w8a8"]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_w8a8_with_activations_in_fp16_passes_the_gate(outlier_folder, ranges, tmp_path, form):
+    graph = write_onnx(
+        outlier_folder,
+        tmp_path / "model.onnx",
+        weights="w8a8",
+        calibration=ranges,
+        form=form,
+        half=True,
+    )
     quality = measure_quality(outlier_folder, graph, windows(2, 1024), intra_op_threads=1)
     assert quality_problems(quality, LIMITS["w8a8"]) == []
 

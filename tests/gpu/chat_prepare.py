@@ -1,0 +1,64 @@
+"""What the GPU benchmark of chat needs, made where torch and onnx are: graphs and references.
+
+python -m tests.gpu.chat_prepare FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge.chat.layered import MODEL_FILE
+from edge.chat.ort_decoder import OrtDecoder
+from host_tools.chat.layered import layered_model, write_graphs, write_layered
+from host_tools.chat.llm_spec import llm_spec_from_config
+from tests.chat_models import make_folder, write_onnx
+from tests.edge.chat.decoder_contract import CONTEXT, LANES
+from tests.gpu import chat_rows, chat_weights
+
+PROMPTS, TOKENS = 3, 64
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    hf = make_folder(folder / "hf", "llama", vocab_size=9088)  # in groups of 128
+    write_layered(
+        hf, folder / "tiny", lanes=LANES, chunk=CONTEXT, capacities=(128, CONTEXT), half=False
+    )
+    _write_references(write_onnx(hf, folder / "tiny.onnx"), folder / "tiny" / "greedy.json")
+    spec = llm_spec_from_config(chat_weights.CONFIG)
+    model = layered_model(
+        spec, lanes=chat_weights.LANES, chunk=chat_weights.CHUNK,
+        capacities=(chat_weights.CAPACITY,), half=True,
+    )  # fmt: skip
+    (folder / "8b").mkdir()
+    write_graphs(spec, model, folder / "8b")
+    (folder / "8b" / MODEL_FILE).write_bytes(msgspec.json.encode(model))
+    (folder / "rows").mkdir()
+    chat_rows.write_graphs(folder / "rows")
+
+
+def _write_references(graph: Path, out: Path) -> None:
+    """Write prompts and the greedy tokens that ONNX Runtime finds on the CPU."""
+    found = []
+    for seed in range(PROMPTS):
+        tokens = np.random.default_rng(seed).integers(3, 9000, 10 + 7 * seed)
+        decoder = OrtDecoder.open(graph, lanes=1, intra_op_threads=1)
+        prompt, answer, start = tokens.tolist(), [], 0
+        while len(answer) < TOKENS:
+            step = np.array([tokens]), np.array([start]), np.array([[len(tokens) - 1]])
+            logits = decoder.step(0, *step)[0, 0]
+            start += len(tokens)
+            answer.append(int(logits.argmax()))
+            tokens = np.array(answer[-1:])
+        found.append({"prompt": prompt, "answer": answer})
+        decoder.close()
+    out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,162 @@
+"""TensorRT's decoder on a device that is this process: the contract, and what is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.chat.layered import MODEL_FILE, WeightsFile, layered_model_from_folder
+from edge.chat.trt_decoder import TrtDecoder
+from edge.errors import InferenceError, ModelError
+from host_tools.chat.layered import write_layered
+from host_tools.errors import ExportError
+from tests.chat_models import make_folder, write_onnx
+from tests.edge.chat.decoder_contract import CONTEXT, LANES, DecoderContract, Open, run, text
+from tests.host_tools.chat.fake_device import Memory, open_on_fake
+from tests.host_tools.chat.test_ort_decoder import open_graph
+
+# Logits are of size 1; float32 sums of a few hundred terms agree to about 1e-5.
+TOLERANCE = 1e-4
+CAPACITIES = (64, 128, CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("hf"), "llama")
+
+
+@pytest.fixture(scope="module")
+def folder(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("layered") / "model"
+    write_layered(source, out, lanes=LANES, chunk=CONTEXT, capacities=CAPACITIES, half=False)
+    return out
+
+
+@pytest.fixture
+def open_decoder(folder: Path) -> Iterator[Open]:
+    opened: list[TrtDecoder] = []
+
+    def open_one() -> TrtDecoder:
+        opened.append(open_on_fake(folder))
+        return opened[-1]
+
+    yield open_one
+    for decoder in opened:
+        decoder.close()
+    assert Memory.live == set()
+
+
+class TestTrtDecoder(DecoderContract):
+    tolerance = TOLERANCE
+
+    @pytest.fixture
+    def open_decoder(self, open_decoder: Open) -> Open:
+        return open_decoder
+
+
+def test_logits_are_those_of_onnx_runtime(source: Path, open_decoder: Open, tmp_path: Path) -> None:
+    tokens = text(90)
+    graph = write_onnx(source, tmp_path / "model.onnx", context=CONTEXT)
+    expected = run(open_graph(graph), 0, tokens)
+    decoder = open_decoder()
+    np.testing.assert_allclose(run(decoder, 1, tokens[:80]), expected[:80], rtol=0, atol=TOLERANCE)
+    for place in range(80, 90):
+        found = run(decoder, 1, tokens[place : place + 1], place)
+        np.testing.assert_allclose(found[0], expected[place], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_families_tied_heads_and_biases_are_those_of_onnx_runtime(
+    family: str, tmp_path: Path
+) -> None:
+    hf = make_folder(tmp_path / "hf", family, num_hidden_layers=3, vocab_size=9000, seed=3)
+    write_layered(hf, tmp_path / "out", lanes=1, chunk=64, capacities=(128,), half=False)
+    expected = run(open_graph(write_onnx(hf, tmp_path / "m.onnx")), 0, text(40))
+    decoder = open_on_fake(tmp_path / "out")
+    found = [run(decoder, 0, text(40)[:39]), run(decoder, 0, text(40)[39:], 39)]
+    np.testing.assert_allclose(np.concatenate(found), expected, rtol=0, atol=TOLERANCE)
+    decoder.close()
+
+
+def test_half_precision_is_close_to_single(source: Path, tmp_path: Path, folder: Path) -> None:
+    write_layered(source, tmp_path / "half", lanes=1, chunk=64, capacities=(64,), half=True)
+    half, single = open_on_fake(tmp_path / "half"), open_on_fake(folder)
+    found, expected = run(half, 0, text(50)), run(single, 0, text(50))
+    assert (found * expected).sum() / np.sqrt((found**2).sum() * (expected**2).sum()) > 0.9999
+    half.close()
+    single.close()
+
+
+@pytest.mark.parametrize("vocabulary", [256, 9000, 128 * 70])
+def test_the_likeliest_are_those_of_all_logits(vocabulary: int, tmp_path: Path) -> None:
+    """Of a vocabulary in groups, of one that does not fit into groups, and of a small one."""
+    hf = make_folder(tmp_path / "hf", "llama", num_hidden_layers=1, vocab_size=vocabulary)
+    write_layered(hf, tmp_path / "out", lanes=2, chunk=64, capacities=(64,), half=False)
+    decoder = open_on_fake(tmp_path / "out")
+    tokens, start = np.stack([text(6), text(6, seed=1)]), np.array([0, 0])
+    for begin, wanted in ((0, [[1, 4], [0, 3]]), (5, [[0], [0]])):
+        step = tokens[:, begin : begin + 5], start + begin, np.array(wanted)
+        whole = decoder.step(0, *step).copy()
+        for _ in range(2):  # what was written before is gone
+            few = decoder.step(0, *step, top=40)
+            assert few.shape == whole.shape
+            kept = np.isfinite(few)
+            assert (kept.sum(axis=-1) == 64).all()
+            np.testing.assert_array_equal(few[kept], whole[kept])
+            assert (
+                whole.min(axis=-1, where=kept, initial=np.inf) >= np.sort(whole)[..., -64]
+            ).all()
+    decoder.close()
+
+
+def test_a_step_that_comes_again_is_one_launch(open_decoder: Open) -> None:
+    decoder, tokens = open_decoder(), text(60)
+    run(decoder, 0, tokens[:20])
+    for place in range(20, 60):
+        run(decoder, 0, tokens[place : place + 1], place)
+    (graph,) = decoder._graphs.values()
+    assert graph.launches == 40
+
+
+def test_a_graph_that_the_driver_refuses_is_done_without(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(stream: int, enqueue: Callable[[], None]) -> None:
+        raise InferenceError("CUDA graph instantiate failed")
+
+    decoder, other = open_on_fake(folder, capture=refuse), open_on_fake(folder)
+    for place, token in enumerate(text(5)):
+        found, expected = (run(d, 0, np.array([token]), place) for d in (decoder, other))
+        np.testing.assert_array_equal(found, expected)
+    decoder.close()
+    other.close()
+
+
+def test_weights_that_end_early_and_malformed_files_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = layered_model_from_folder(folder)
+    content = (folder / "weights.bin").read_bytes()
+    (tmp_path / "weights.bin").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match="the weights end before 'head' does"):
+        WeightsFile(tmp_path / "weights.bin", model).tensor("head")
+    with pytest.raises(ModelError, match="no tensor 'extra'"):
+        WeightsFile(folder / "weights.bin", model).tensor("extra")
+    for text_, problem in (
+        ("{", "malformed"),
+        ((folder / MODEL_FILE).read_text()[:-9], "malformed"),
+    ):
+        (tmp_path / MODEL_FILE).write_text(text_)
+        with pytest.raises(ModelError, match=problem):
+            layered_model_from_folder(tmp_path)
+
+
+def test_models_that_the_pieces_do_not_know_are_refused(tmp_path: Path) -> None:
+    for family, problem in (("qwen3", "Llama shape"), ("mistral", "window of 24")):
+        hf = make_folder(tmp_path / family, family)
+        with pytest.raises(ExportError, match=problem):
+            write_layered(hf, tmp_path / "out", lanes=1, chunk=8, capacities=(64,), half=False)
+        assert not (tmp_path / "out").exists()
