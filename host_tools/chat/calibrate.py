@@ -16,7 +16,8 @@ import numpy as np
 from calibration.errors import CalibrationError
 from edge.errors import UsageError
 from host_tools.chat.layerwise import HEAD, IntArray, Layer, embedded, final_norm, head_matrix
-from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
+from host_tools.chat.llm_spec import LlmSpec
+from host_tools.chat.lora import spec_and_weights
 from host_tools.chat.quantize import rounded_activations, rounded_int4, rounded_int8
 from host_tools.chat.scaling import (
     Activations,
@@ -26,7 +27,7 @@ from host_tools.chat.scaling import (
     site_of_head,
     sites_of_layer,
 )
-from host_tools.chat.weights import Checkpoint, FloatArray, Weights
+from host_tools.chat.weights import FloatArray, Weights
 from host_tools.graph import Say
 
 SAMPLES = 256  # positions whose activations are kept to compare outputs at
@@ -44,23 +45,21 @@ def calibrate_chat(
     windows: IntArray,
     kind: Quantized,
     *,
-    weights: Weights | None = None,
+    adapters: tuple[Path, ...] = (),
     say: Say = lambda line: None,
 ) -> Calibration:
     """Return the calibration of a Hugging Face folder for one type of weights.
 
     windows: tokens of text like that which the model will read, [N, S], see
-    `quality.token_windows`. weights: those that are written, if not the folder's own.
+    `quality.token_windows`; 4,096 tokens or more. adapters: see `WriteOptions`.
     Raises UsageError for tokens that the model does not have, ExportError as the writer does.
     """
-    spec = llm_spec_from_folder(folder)
+    spec, weights = spec_and_weights(folder, adapters)
     if not 0 <= int(windows.min()) <= int(windows.max()) < spec.vocabulary:
         raise UsageError(
             f"token {windows.max()} is beyond the vocabulary of {spec.vocabulary}; "
             "use the model's tokenizer"
         )
-    if weights is None:
-        weights = Checkpoint.from_folder(folder)
     sites: dict[str, Activations] = {}
     hidden = embedded(weights, windows)
     for index in range(spec.layers):

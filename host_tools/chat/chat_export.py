@@ -31,11 +31,9 @@ from host_tools.chat.calibrate import calibrate_chat
 from host_tools.chat.compare import compare_with_transformers
 from host_tools.chat.layerwise import IntArray
 from host_tools.chat.llm_spec import llm_spec_from_folder
-from host_tools.chat.lora import merge_adapters
 from host_tools.chat.quality import LIMITS, WINDOW, measure_quality, quality_problems, token_windows
 from host_tools.chat.scaling import Calibration, Quantized
 from host_tools.chat.talk_files import TalkFiles, talk_files_from_folder
-from host_tools.chat.weights import Checkpoint, Weights
 from host_tools.chat.writer import WriteOptions, write_decoder
 
 RECORD_NAME = "chat.json"
@@ -50,7 +48,7 @@ QUALITY_TOKENS = 2048  # a minute of two cores for a model of 250 million parame
 # The most exact first: golden logits come from the first there is.
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8a8", "int4")
 # Those that text makes better, or possible at all.
-CALIBRATED: tuple[Quantized, ...] = ("w8a8", "int4")
+CALIBRATED: tuple[Quantized, ...] = ("int8", "w8a8", "int4")
 GOLDEN_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and rests in the shade of an old oak.",
     "def area(radius: float) -> float:\n    return 3.14159 * radius ** 2\n",
@@ -227,18 +225,6 @@ def _texts(path: Path, talk: TalkFiles, context: int) -> _Texts:
     return _Texts(calibration=seen, held_out=held_out)
 
 
-def _weights(options: ChatExportOptions) -> Weights:
-    """Return the weights with all adapters, as they are written."""
-    spec = llm_spec_from_folder(options.folder)
-    weights, merged = merge_adapters(Checkpoint.from_folder(options.folder), spec, options.adapters)
-    if merged.tied != spec.tied:
-        raise UsageError(
-            "an adapter gives the model a head of its own, and --text cannot judge that; leave "
-            "--text out, or merge the adapter with PEFT and export the merged model"
-        )
-    return weights
-
-
 def _calibration(
     options: ChatExportOptions,
     precision: Precision,
@@ -249,8 +235,9 @@ def _calibration(
     kind = next((kind for kind in CALIBRATED if kind == precision), None)
     if kind is None:
         return None
-    weights = _weights(options)
-    return calibrate_chat(options.folder, texts.calibration, kind, weights=weights, say=say)
+    return calibrate_chat(
+        options.folder, texts.calibration, kind, adapters=options.adapters, say=say
+    )
 
 
 def _judged(
@@ -261,8 +248,7 @@ def _judged(
     say: Callable[[str], None],
 ) -> ChatQuality:
     """Return the quality of a graph; raises GateError if it is not good enough."""
-    weights = _weights(options)
-    quality = measure_quality(options.folder, graph, held_out, weights=weights)
+    quality = measure_quality(options.folder, graph, held_out, adapters=options.adapters)
     say(
         f"{precision}: perplexity {quality.perplexity:.3f} (fp32 {quality.fp32_perplexity:.3f}), "
         f"KL {quality.kl_mean:.4f} nats, same token {quality.top1_agreement_percent:.1f} %, on "

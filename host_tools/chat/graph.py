@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, external_data_helper, helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from host_tools.chat.weights import cast
 
@@ -134,6 +134,11 @@ class Graph:
                 )
             )
         return self._constants[key]
+
+    def named_constant(self, name: str, array: npt.NDArray[Any]) -> str:
+        """Return a small constant inside the graph that is not shared, however equal others are."""
+        self._initializers.append(numpy_helper.from_array(array, name))
+        return name
 
     def weight(
         self, name: str, datatype: int, shape: tuple[int, ...], parts: Iterable[npt.NDArray[Any]]

@@ -20,10 +20,9 @@ from host_tools.chat.weights import FloatArray, Weights, cast, in_chunks, whole
 
 Precision = Literal["float", "int8", "int4", "w8a8"]
 
-# TensorRT 8 reads no later opset, and no weights that are int8 in the file: it rounds them itself.
-PACKED_OPSET = 18
-
 HALF_SCALES_OPSET = 19  # before it, DequantizeLinear gives FP32 alone
+# TensorRT 8 reads no later opset, and no weights that are int8 in the file: it rounds them itself.
+ROUNDS_WEIGHTS_OPSET = 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +42,10 @@ class Linear:
 
 def add_linear(graph: Graph, weights: Weights, x: str, linear: Linear, precision: Precision) -> str:
     """Add the layer behind activations [..., inputs] and return its output [..., outputs]."""
-    matrix = _matrix(graph, weights, linear, precision)
     if precision == "w8a8":
-        x = _rounded_activations(graph, x, linear)
-    y = graph.add("MatMul", x, matrix, name=linear.name)
+        y = _add_integer_product(graph, weights, x, linear)
+    else:
+        y = graph.add("MatMul", x, _matrix(graph, weights, linear, precision), name=linear.name)
     if not linear.bias:
         return y
     bias = np.concatenate([whole(weights, f"{layer}.bias") for layer in linear.layers])
@@ -76,8 +75,6 @@ def _matrix(graph: Graph, weights: Weights, linear: Linear, precision: Precision
     block = block_size(inputs)
     if precision == "int4" and block is not None and all(shape[0] % 2 == 0 for shape in shapes):
         return _int4(graph, linear, (inputs, outputs), block, chunks)
-    if precision == "w8a8" and graph.opset < PACKED_OPSET:
-        return _int8_in_float(graph, name, (inputs, outputs), chunks)
     if precision != "float":
         return _int8(graph, name, (inputs, outputs), chunks)
     matrix = np.empty((inputs, outputs), graph.float_dtype)
@@ -146,37 +143,50 @@ def _int8(
     return graph.add("DequantizeLinear", stored, scale, zero, name=name, axis=1)
 
 
-def _int8_in_float(
-    graph: Graph, name: str, shape: tuple[int, int], chunks: Iterator[tuple[int, FloatArray]]
-) -> str:
-    """Add weights in float with the pair of nodes that rounds them to int8."""
-    matrix = np.empty(shape, graph.float_dtype)
-    scales = np.empty(shape[1], graph.float_dtype)
-    for begin, chunk in chunks:
-        end = begin + len(chunk)
-        matrix[:, begin:end] = chunk.T
-        scales[begin:end] = int8_channels(chunk)[1]
-    return _rounded(graph, graph.floats(f"{name}.float", matrix), scales, name=name, axis=1)
-
-
-def _rounded_activations(graph: Graph, x: str, linear: Linear) -> str:
-    """Add the pair of nodes that rounds what a layer reads to int8 of one range."""
+def _add_integer_product(graph: Graph, weights: Weights, x: str, linear: Linear) -> str:
+    """Add x W with both rounded to int8, as runtimes fuse it into one kernel."""
     if linear.activations is None:
         raise ValueError(f"{linear.name} has no range of activations")
     amax = linear.activations.amax
-    scale = np.array(amax / INT8_MAX if amax > 0 else 1.0, graph.float_dtype)
-    return _rounded(graph, x, scale, name=f"{linear.name}.input")
+    scale = np.array(amax / INT8_MAX if amax > 0 else 1.0, np.float32)
+    is_cast = graph.half and graph.opset < HALF_SCALES_OPSET
+    if is_cast:
+        x = graph.add("Cast", x, name=f"{linear.name}.input.float", to=TensorProto.FLOAT)
+    rounded = _rounded(graph, x, f"{linear.name}.input", scale)
+    if graph.opset > ROUNDS_WEIGHTS_OPSET:
+        matrix = _matrix(graph, weights, linear, "int8")
+    else:
+        matrix = _rounded_matrix(graph, weights, linear)
+    if not is_cast:
+        return graph.add("MatMul", rounded, matrix, name=linear.name)
+    y = graph.add("MatMul", rounded, matrix, name=f"{linear.name}.float")
+    return graph.add("Cast", y, name=linear.name, to=TensorProto.FLOAT16)
 
 
-def _rounded(graph: Graph, x: str, scale: AnyArray, *, name: str, **attributes: int) -> str:
-    """Add Q and DQ nodes with tensors of their own.
+def _rounded_matrix(graph: Graph, weights: Weights, linear: Linear) -> str:
+    """Add weights in FP32, and the pair of nodes that rounds them."""
+    shapes = [weights.shape(f"{layer}.weight") for layer in linear.layers]
+    outputs = sum(shape[0] for shape in shapes)
+    matrix = np.empty((shapes[0][1], outputs), np.float32)
+    scales = np.empty(outputs, np.float32)
+    for begin, chunk in _columns(weights, linear):
+        end = begin + len(chunk)
+        matrix[:, begin:end] = chunk.T
+        scales[begin:end] = int8_channels(chunk)[1]
+    name = f"{linear.name}.weight"
+    stored = graph.weight(f"{name}.float", TensorProto.FLOAT, matrix.shape, [matrix])
+    return _rounded(graph, stored, name, scales, axis=1)
+
+
+def _rounded(graph: Graph, x: str, name: str, scale: AnyArray, **attributes: int) -> str:
+    """Add Q and DQ nodes, with scales and zero points of their own.
 
     ONNX Runtime merges pairs that share them, and then fuses none of the layers behind.
     """
-    zero = np.zeros(scale.shape, np.int8)
+    dtype = graph.float_dtype if graph.opset >= HALF_SCALES_OPSET else np.dtype(np.float32)
     parameters = (
-        graph.floats(f"{name}.scale", scale),
-        graph.weight(f"{name}.zero", TensorProto.INT8, zero.shape, [zero]),
+        graph.named_constant(f"{name}.scale", scale.astype(dtype)),
+        graph.named_constant(f"{name}.zero", np.zeros(scale.shape, np.int8)),
     )
     integers = graph.add("QuantizeLinear", x, *parameters, name=f"{name}.int8", **attributes)
     return graph.add("DequantizeLinear", integers, *parameters, name=name, **attributes)

@@ -19,8 +19,8 @@ import msgspec
 
 from edge.errors import UsageError
 from edge.files import read_capped
-from host_tools.chat.layout import EMBEDDING, HEAD
-from host_tools.chat.llm_spec import LlmSpec
+from host_tools.chat.layout import EMBEDDING, HEAD, check_layout
+from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
 from host_tools.chat.weights import Checkpoint, FloatArray, Weights, whole
 from host_tools.errors import ExportError
 
@@ -111,6 +111,18 @@ def merge_adapters(
         changed |= set(changes)
         base, spec = merged, replace(spec, tied=spec.tied and not untied)
     return base, spec
+
+
+def spec_and_weights(folder: Path, adapters: Iterable[Path]) -> tuple[LlmSpec, Weights]:
+    """Return a Hugging Face folder's model, with all adapters merged.
+
+    Raises as `merge_adapters` and `Checkpoint.from_folder` do, and if they do not fit each other.
+    """
+    spec = llm_spec_from_folder(folder)
+    checkpoint = Checkpoint.from_folder(folder)
+    check_layout(spec, checkpoint.shapes, folder)
+    weights, spec = merge_adapters(checkpoint, spec, adapters)
+    return spec, weights
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from edge.chat.ort_decoder import OrtDecoder
 from edge.chat.quality_facts import ChatQuality
 from edge.errors import UsageError
 from host_tools.chat.layerwise import IntArray, layerwise_logits
-from host_tools.chat.llm_spec import llm_spec_from_folder
-from host_tools.chat.weights import Checkpoint, FloatArray, Weights
+from host_tools.chat.lora import spec_and_weights
+from host_tools.chat.weights import FloatArray
 
 WINDOW = 512  # tokens that are predicted in one context
 CHUNK = 32  # positions whose logits are in memory: 16 MB of a vocabulary of 128,000
@@ -91,18 +91,16 @@ def measure_quality(
     graph: Path,
     windows: IntArray,
     *,
-    weights: Weights | None = None,
+    adapters: tuple[Path, ...] = (),
     intra_op_threads: int | None = None,
 ) -> ChatQuality:
     """Return how close a written graph is to the model in its folder.
 
-    windows: held-out tokens [N, S], see `token_windows`. weights: those the graph was made from, if
-    not the folder's own. Needs memory for the opened graph and what `layerwise` says.
+    windows: held-out tokens [N, S], see `token_windows`. adapters: those that the graph was written
+    with. Needs memory for the opened graph and what `layerwise` says.
     """
-    spec = llm_spec_from_folder(folder)
+    spec, weights = spec_and_weights(folder, adapters)
     _check_tokens(windows, spec.vocabulary)
-    if weights is None:
-        weights = Checkpoint.from_folder(folder)
     reference = layerwise_logits(spec, weights, windows, chunk=CHUNK)
     decoder = OrtDecoder.open(
         graph, lanes=1, intra_op_threads=intra_op_threads, context=windows.shape[1]

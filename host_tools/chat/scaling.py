@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 
+from edge.errors import UsageError
 from host_tools.chat.layerwise import HEAD, head_matrix
 from host_tools.chat.llm_spec import LlmSpec
 from host_tools.chat.weights import FloatArray, Weights
@@ -112,6 +113,12 @@ def sites_of_layer(spec: LlmSpec, index: int) -> tuple[Site, ...]:
     )
 
 
+def sites_of(spec: LlmSpec) -> tuple[Site, ...]:
+    """Return the sites of all layers, and that of the head."""
+    layers = (site for index in range(spec.layers) for site in sites_of_layer(spec, index))
+    return (*layers, site_of_head())
+
+
 def site_of_head() -> Site:
     """Return the site whose only layer gives the logits."""
     return Site(readers=(HEAD,), sources=("model.norm.weight",))
@@ -121,13 +128,20 @@ class ScaledWeights:
     """The weights of a model whose channels are scaled; the head is `lm_head` even where tied."""
 
     def __init__(self, weights: Weights, spec: LlmSpec, calibration: Calibration) -> None:
+        """Raise UsageError if the calibration is of another model."""
         self._weights = weights
         self._head = head_matrix(spec)
         self._columns: dict[str, FloatArray] = {}
         self._rows: dict[str, FloatArray] = {}
-        sites = [site for i in range(spec.layers) for site in sites_of_layer(spec, i)]
-        for site in (*sites, site_of_head()):
-            factors = calibration.sites[site.name].factors
+        for site in sites_of(spec):
+            found = calibration.sites.get(site.name)
+            shape = weights.shape(self._origin(f"{site.name}.weight"))
+            if found is None or found.factors.shape != shape[1:]:
+                raise UsageError(
+                    f"the calibration is that of another model, it does not fit {site.name}; "
+                    "calibrate this one"
+                )
+            factors = found.factors
             self._columns |= {f"{layer}.weight": factors for layer in site.readers}
             self._rows |= dict.fromkeys(site.sources, site.of_sources(factors))
 

@@ -17,7 +17,8 @@ from host_tools.chat.quantize import block_size
 from host_tools.chat.writer import INT4_OPSET, OPSETS
 
 # What weights are stored as; "w8a8" is "int8" with activations that are rounded to int8 as well,
-# whose few scales are inside the graph.
+# whose few scales are inside the graph. So it is in memory: in the file of a graph for TensorRT 8,
+# which rounds them itself, they are FP32.
 Precision = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
 
 OPERATOR_ROTATION_OPSET = 23  # from it on RotaryEmbedding, which takes tables of half the width
@@ -64,9 +65,9 @@ class _Layout:
         self._spec = spec
         self._context = context
         self._packing: Packing = "float"
+        self._opset = OPSETS[form]
         if precision in {"int8", "w8a8", "int4"}:
             self._packing = "int4" if precision == "int4" else "int8"
-        self._opset = OPSETS[form]
         if self._packing == "int4":
             self._opset = max(self._opset, INT4_OPSET)
         self._half = half

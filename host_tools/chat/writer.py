@@ -40,7 +40,6 @@ DEFAULT_CONTEXT = 32768
 # TensorRT 8.5 ends at opset 17; int4 came with 21, TensorScatter and Attention over it with 24.
 OPSETS: dict[Form, int] = {"scatter": 24, "scatter-primitive": 24, "prefix": 17, "concat": 17}
 INT4_OPSET = 21
-HALF_SCALE_OPSET = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +83,8 @@ def write_decoder(
     checkpoint = Checkpoint.from_folder(folder)
     check_layout(spec, checkpoint.shapes, folder)
     weights, spec = merge_adapters(checkpoint, spec, options.adapters)
+    if options.calibration is not None:
+        weights = ScaledWeights(weights, spec, options.calibration)
     say(_words(spec, checkpoint))
     with storage_errors("write", out):
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -120,8 +121,8 @@ def _plan(spec: LlmSpec, options: WriteOptions) -> Plan:
         context=context,
         body=body,
         head=body if options.head is None else options.head,
-        half_table=options.weights != "fp32",
         calibration=options.calibration,
+        half_table=options.weights != "fp32",
     )
 
 
@@ -145,18 +146,13 @@ def _model(
     name: str,
 ) -> tuple[onnx.ModelProto, int]:
     opset = OPSETS[plan.form]
-    half = options.weights == "fp16" if options.half is None else options.half
-    kinds = {plan.body, plan.head}
-    if "int4" in kinds:
+    if "int4" in {plan.body, plan.head}:
         opset = max(opset, INT4_OPSET)
-    elif "w8a8" in kinds and half:
-        opset = max(opset, HALF_SCALE_OPSET)
+    half = options.weights == "fp16" if options.half is None else options.half
     data = weights_path(scratch / name)
     with storage_errors("write", data), data.open("wb") as file:
         stored = WeightFile(file, data.name)
         graph = Graph(opset=opset, half=half, weights=stored)
-        if plan.calibration is not None:
-            weights = ScaledWeights(weights, spec, plan.calibration)
         add_decoder(graph, spec, weights, plan)
         file.flush()
         os.fsync(file.fileno())

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from calibration.errors import CalibrationError
 from calibration.kernels import INTEGER_KERNELS, optimized_nodes
 from edge.errors import UsageError
 from host_tools.chat import calibrate
@@ -21,8 +22,7 @@ from host_tools.chat.scaling import (
     Activations,
     Calibration,
     ScaledWeights,
-    site_of_head,
-    sites_of_layer,
+    sites_of,
 )
 from host_tools.chat.weights import Checkpoint, whole
 from host_tools.errors import ExportError
@@ -44,7 +44,7 @@ def random_factors(spec, seed=0):
     """Return a calibration of anything, but with equal factors where they must be equal."""
     rng = np.random.default_rng(seed)
     sites = {}
-    for site in (*sites_of_layer(spec, 0), *sites_of_layer(spec, 1), site_of_head()):
+    for site in sites_of(spec):
         inputs = spec.heads * spec.head_dim if site.group > 1 else spec.hidden
         if site.name.endswith("down_proj"):
             inputs = spec.intermediate
@@ -108,6 +108,19 @@ def test_memory_is_that_of_one_layer(tmp_path):
     assert peaks[1] < 1.25 * peaks[0]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_layer_that_overflows_is_an_error_that_names_it(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = make_folder(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("input_layernorm", "self_attn.q_proj"):
+        tensors[f"model.layers.1.{name}.weight"] *= np.float32(1e30)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CalibrationError, match=r"layers\.1\.self_attn\.q_proj: .* not finite"):
+        calibrate_chat(folder, np.zeros((1, 16), np.int64), "int4")
+
+
 def test_weights_that_are_not_finite_are_an_error(tmp_path):
     from safetensors.numpy import load_file, save_file
 
@@ -136,6 +149,14 @@ def test_a_calibration_for_other_weights_is_an_error_that_says_so(tmp_path):
     found = random_factors(llm_spec_from_folder(folder))
     with pytest.raises(UsageError, match="for int4, the weights are to be int8"):
         write_onnx(folder, tmp_path / "model.onnx", weights="int8", calibration=found)
+
+
+def test_a_calibration_of_another_model_is_an_error_that_says_so(tmp_path):
+    folder = make_folder(tmp_path / "a", "llama")
+    other = make_folder(tmp_path / "b", "llama", intermediate_size=96)
+    found = random_factors(llm_spec_from_folder(other))
+    with pytest.raises(UsageError, match=r"another model, it does not fit .*down_proj"):
+        write_onnx(folder, tmp_path / "model.onnx", weights="int4", calibration=found)
 
 
 @pytest.mark.slow
@@ -187,6 +208,21 @@ def test_w8a8_runs_in_integer_kernels_and_passes_the_gate(outlier_folder, ranges
     nodes = optimized_nodes(onnx.load(graph))
     assert sum(node.op_type in INTEGER_KERNELS for node in nodes) == LINEARS
     assert not [node for node in nodes if node.op_type == "DequantizeLinear"]
+    quality = measure_quality(outlier_folder, graph, windows(2, 1024), intra_op_threads=1)
+    assert quality_problems(quality, LIMITS["w8a8"]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_w8a8_with_activations_in_fp16_passes_the_gate(outlier_folder, ranges, tmp_path, form):
+    graph = write_onnx(
+        outlier_folder,
+        tmp_path / "model.onnx",
+        weights="w8a8",
+        calibration=ranges,
+        form=form,
+        half=True,
+    )
     quality = measure_quality(outlier_folder, graph, windows(2, 1024), intra_op_threads=1)
     assert quality_problems(quality, LIMITS["w8a8"]) == []
 

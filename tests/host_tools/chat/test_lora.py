@@ -12,6 +12,8 @@ import pytest
 
 from calibration.model_file import PROVENANCE_KEY, load_model
 from edge.errors import UsageError
+from host_tools.chat.calibrate import calibrate_chat
+from host_tools.chat.quality import measure_quality
 from host_tools.errors import ExportError
 from tests.chat_models import make_folder, write_onnx
 from tests.host_tools.chat.decoding import PlainDecoder, _torch_model, torch_logits
@@ -298,3 +300,19 @@ def test_a_folder_that_is_no_adapter_is_a_usage_error(models, tmp_path):
     (tmp_path / "adapter_config.json").write_text("[")
     with pytest.raises(ExportError, match="is no adapter config"):
         written(models("llama"), tmp_path, tmp_path)
+
+
+def test_calibration_and_quality_are_those_of_the_adapted_model(models, tmp_path):
+    folder = models("qwen2")
+    tensors = pairs(_torch_model(folder), ("lm_head", "model.layers.0.mlp.down_proj"))
+    adapters = (save(tmp_path / "adapter", tensors),)
+    found = calibrate_chat(folder, text(), "int8", adapters=adapters)
+    out = write_onnx(
+        folder, tmp_path / "m.onnx", weights="int8", adapters=adapters, calibration=found
+    )
+    near, far = (
+        measure_quality(folder, out, text(), adapters=given, intra_op_threads=1)
+        for given in (adapters, ())
+    )
+    assert near.kl_mean < 0.01
+    assert far.kl_mean > 10 * near.kl_mean

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from host_tools.chat.calibrate import calibrate_chat
 from host_tools.chat.llm_spec import llm_spec_from_folder
 from host_tools.chat.sizes import weight_bytes
 from host_tools.chat.writer import WriteOptions, weights_path, write_decoder
@@ -54,6 +56,14 @@ def test_biases_norms_and_tied_heads_are_counted(tmp_path, family, tied):
 def test_layers_that_int4_blocks_do_not_divide_are_counted_as_written(tmp_path, widths):
     folder = make_folder(tmp_path / "m", "llama", **WIDTHS[widths])
     check(folder, tmp_path / "m.onnx", form="scatter", weights="int4", half=True)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_w8a8_is_counted_as_written(tmp_path, half):
+    folder = make_folder(tmp_path / "m", "llama")
+    windows = np.zeros((1, 16), np.int64)
+    found = calibrate_chat(folder, windows, "w8a8")
+    check(folder, tmp_path / "m.onnx", form="scatter", weights="w8a8", half=half, calibration=found)
 
 
 def test_of_the_embedding_a_token_reads_a_row_unless_it_is_the_head(tmp_path):
