@@ -171,7 +171,8 @@ def build_all(given: ChatBuildOptions) -> list:
 @on_x86
 def test_engines_for_an_rtx_card_are_recorded_as_built_and_not_run(models, tmp_path):
     folder = models("llama")
-    records = build_all(options(folder, tmp_path, precisions=("int4", "fp16")))
+    built = build_all(options(folder, tmp_path, precisions=("int4", "fp16")))
+    records = [record for record in built if record.engine is not None]
     assert [record.id for record in records] == ["rtx-4060-int4", "rtx-4060-fp16"]
     for record in records:
         assert read_record(tmp_path / "engines" / f"{record.id}.record.json") == record
@@ -189,7 +190,7 @@ def test_an_engine_holds_its_weights_once(tmp_path, precision):
     folder = make_folder(
         tmp_path / "hf", "llama", hidden_size=512, intermediate_size=2048, vocab_size=4096
     )
-    (record,) = build_all(options(folder, tmp_path, precisions=(precision,)))
+    record, *_ = build_all(options(folder, tmp_path, precisions=(precision,)))
     weights = (tmp_path / "engines" / record.weights).stat().st_size
     # Kernels take 2 MB a profile; a second copy of the layers is 4 MB of int4, 8 of int8.
     assert (tmp_path / "engines" / record.file).stat().st_size - weights < 6 << 20
