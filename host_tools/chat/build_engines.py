@@ -232,7 +232,7 @@ class _Build:
                 device,
                 written.path,
                 precision=precision,
-                profiles=engine_profiles(model, self._shapes),
+                profiles=engine_profiles(model, self._shapes, precision),
                 progress=progress,
                 level=self._options.level,
             )

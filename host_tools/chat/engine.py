@@ -102,20 +102,27 @@ def fix_shapes(model: onnx.ModelProto, shapes: EngineShapes) -> None:
                 dim.dim_value = sizes[dim.dim_param]
 
 
-def engine_profiles(model: onnx.ModelProto, shapes: EngineShapes) -> tuple[Profile, Profile]:
-    """Return the optimisation profiles of a fixed graph: for a token a lane, and for more."""
-    step = {"lanes": (1, 1, shapes.lanes), "tokens": (1, 1, 1), "wanted": (1, 1, 1)}
+def engine_profiles(
+    model: onnx.ModelProto, shapes: EngineShapes, precision: Precision
+) -> tuple[Profile, ...]:
+    """Return the optimisation profiles of a fixed graph: for one token a lane, and for more.
+
+    Weights that are floats get a single one, best at one token: TensorRT-RTX keeps most of them
+    once for each profile, and makes the kernels for the shapes that it meets where it runs.
+    """
     chunk = min(shapes.chunk, shapes.capacity)
-    prefill = {
-        "lanes": (1, 1, shapes.lanes),
-        "tokens": (1, chunk, chunk),
-        "wanted": (1, 1, min(shapes.wanted, chunk)),
-    }
     held = {
+        "lanes": (1, 1, shapes.lanes),
         "prefix": (1, max(1, shapes.capacity // 2), shapes.capacity),
         "past": (0, shapes.capacity // 2, shapes.capacity - 1),
     }
-    return _profile(model, step | held), _profile(model, prefill | held)
+    wanted = (1, 1, min(shapes.wanted, chunk))
+    if precision not in {"int8", "int4"}:
+        return (_profile(model, held | {"tokens": (1, 1, chunk), "wanted": wanted}),)
+    return (
+        _profile(model, held | {"tokens": (1, 1, 1), "wanted": (1, 1, 1)}),
+        _profile(model, held | {"tokens": (1, chunk, chunk), "wanted": wanted}),
+    )
 
 
 def _profile(model: onnx.ModelProto, sizes: dict[str, tuple[int, int, int]]) -> Profile:
