@@ -26,13 +26,14 @@ from tests.fakes import DEADLINE_S, FakeClock, Gate
 
 
 class Greedy:
-    """Takes the likeliest token; fails where it is told to."""
+    """Takes the likeliest token; fails where it is told to, or if it sees other than it asked."""
 
-    def __init__(self, *, fails_at: int | None = None) -> None:
+    def __init__(self, *, fails_at: int | None = None, top: int | None = None) -> None:
+        self.top = top
         self._left = fails_at
 
     def sample(self, row: np.ndarray) -> Sampled:
-        assert np.isfinite(row).all()
+        assert np.isfinite(row).sum() >= (self.top or len(row))
         if self._left is not None:
             self._left -= 1
             if self._left < 0:
@@ -307,6 +308,24 @@ def test_a_failing_sampler_ends_its_generation_and_empties_its_lane(
     assert good.tokens == greedy([4, 5, 6], 9)
     assert decoder.cleared == [0]
     assert ask(generator, [1, 2, 3, *bad.tokens], 9).end.reused == 0
+
+
+def test_a_step_asks_for_as_many_logits_as_the_most_demanding_sampler(
+    start: Callable[..., Generator],
+) -> None:
+    for tops in ((1, 3), (1, 3, None)):
+        decoder = FakeDecoder(lanes=4)
+        generator = start(decoder)
+        with generator._changed:
+            ears = [
+                ask(generator, [n + 1, n + 2], 6, sampler=Greedy(top=top))
+                for n, top in enumerate(tops)
+            ]
+        for number, ear in enumerate(ears):
+            assert ear.end.reason == "length"
+            assert ear.tokens == greedy([number + 1, number + 2], 6)
+        assert set(decoder.tops) <= {1, *tops}
+        assert decoder.tops[-1] == tops[-1]  # where all of them run
 
 
 def test_where_lanes_could_not_be_moved_all_generations_end(

@@ -30,9 +30,17 @@ class CountingDecoder(OrtDecoder):
 
     tokens = 0
 
-    def step(self, first: int, tokens: IntArray, start: IntArray, rows: IntArray) -> FloatArray:
+    def step(
+        self,
+        first: int,
+        tokens: IntArray,
+        start: IntArray,
+        rows: IntArray,
+        *,
+        top: int | None = None,
+    ) -> FloatArray:
         self.tokens += tokens.size
-        return super().step(first, tokens, start, rows)
+        return super().step(first, tokens, start, rows, top=top)
 
 
 Start = Callable[..., tuple[Generator, CountingDecoder]]

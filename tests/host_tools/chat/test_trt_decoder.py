@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from edge.chat.layered import MODEL_FILE, WeightsFile, layered_model_from_folder
 from edge.chat.trt_decoder import TrtDecoder
+from edge.engine_builder import EngineRequest, engine_from_onnx
 from edge.errors import InferenceError, ModelError
+from edge.tensorrt_library import load_tensorrt
 from host_tools.chat.layered import write_layered
 from host_tools.errors import ExportError
 from tests.chat_models import make_folder, write_onnx
@@ -160,3 +163,22 @@ def test_models_that_the_pieces_do_not_know_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=problem):
             write_layered(hf, tmp_path / "out", lanes=1, chunk=8, capacities=(64,), half=False)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is built for x86-64 only")
+@pytest.mark.parametrize("half", [True, False])
+def test_tensorrt_rtx_builds_every_piece_for_cards_that_are_not_here(
+    half: bool, source: Path, tmp_path: Path
+) -> None:
+    model = write_layered(
+        source, tmp_path / "out", lanes=3, chunk=64, capacities=(64, 128), half=half
+    )
+    library = load_tensorrt("trt-rtx")
+    for piece in model.pieces:
+        request = EngineRequest(
+            onnx=tmp_path / "out" / piece.file,
+            precision="fp16" if half else "fp32",
+            profiles=(),
+            compute_capabilities=("SM86", "SM89", "SM120"),
+        )
+        assert len(engine_from_onnx(request, library).plan) > 10_000
