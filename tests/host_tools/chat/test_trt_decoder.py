@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.chat.generator import Generator, GeneratorOptions
 from edge.chat.layered import MODEL_FILE, WeightsFile, layered_model_from_folder
+from edge.chat.sampling import SamplingOptions
+from edge.chat.scheduler import SchedulerOptions
 from edge.chat.trt_decoder import TrtDecoder
 from edge.engine_builder import EngineRequest, engine_from_onnx
 from edge.errors import InferenceError, ModelError
@@ -19,6 +22,7 @@ from host_tools.errors import ExportError
 from tests.chat_models import make_folder, write_onnx
 from tests.edge.chat.decoder_contract import CONTEXT, LANES, DecoderContract, Open, run, text
 from tests.host_tools.chat.fake_device import Memory, open_on_fake
+from tests.host_tools.chat.test_conversations import DEADLINE_S, ask, assert_greedy, prompt_of
 from tests.host_tools.chat.test_ort_decoder import open_graph
 
 # Logits are of size 1; float32 sums of a few hundred terms agree to about 1e-5.
@@ -71,8 +75,8 @@ def test_logits_are_those_of_onnx_runtime(source: Path, open_decoder: Open, tmp_
         np.testing.assert_allclose(found[0], expected[place], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_families_tied_heads_and_biases_are_those_of_onnx_runtime(
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_families_tied_heads_norms_and_biases_are_those_of_onnx_runtime(
     family: str, tmp_path: Path
 ) -> None:
     hf = make_folder(tmp_path / "hf", family, num_hidden_layers=3, vocab_size=9000, seed=3)
@@ -158,11 +162,38 @@ def test_weights_that_end_early_and_malformed_files_are_refused(
 
 
 def test_models_that_the_pieces_do_not_know_are_refused(tmp_path: Path) -> None:
-    for family, problem in (("qwen3", "Llama shape"), ("mistral", "window of 24")):
-        hf = make_folder(tmp_path / family, family)
+    for family, changes, problem in (
+        ("llama", {"mlp_bias": True}, "no biases but those"),
+        ("mistral", {}, "window of 24 is less than the largest capacity, 64"),
+    ):
+        hf = make_folder(tmp_path / family, family, **changes)
         with pytest.raises(ExportError, match=problem):
             write_layered(hf, tmp_path / "out", lanes=1, chunk=8, capacities=(64,), half=False)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_conversations_get_the_tokens_that_transformers_finds_likeliest(
+    logprobs: int | None, source: Path, folder: Path
+) -> None:
+    """In two turns, and then on fewer lanes than there are; of the likeliest logits and of all."""
+    decoder = open_on_fake(folder)
+    options = GeneratorOptions(scheduler=SchedulerOptions(chunk=64, shared_chunk=32))
+    generator = Generator("tiny", lambda: decoder, options=options)
+    generator.start()
+    how = SamplingOptions(temperature=0, logprobs=logprobs)
+    lengths = (5, 90, 17, 64, 33)
+    known = [prompt_of(length, seed) for seed, length in enumerate(lengths[:LANES])]
+    fresh = [prompt_of(length, seed) for seed, length in enumerate(lengths, 9)]
+    for texts in (known, known, fresh):
+        ears = [ask(generator, tokens, 12, how) for tokens in texts]
+        for tokens, ear in zip(texts, ears, strict=True):
+            assert ear.end.reason == "length"
+            assert_greedy(source, tokens, ear.tokens)
+            tokens += ear.tokens
+    assert generator.counters.prefix_hits > 0
+    assert generator.stop(DEADLINE_S)
+    assert Memory.live == set()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is built for x86-64 only")
