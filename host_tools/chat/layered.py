@@ -42,15 +42,21 @@ GROUP = 128  # logits whose maximum is looked at first
 
 
 def write_layered(
-    folder: Path, out: Path, *, lanes: int, chunk: int, capacities: tuple[int, ...], half: bool
+    folder: Path,
+    out: Path,
+    *,
+    lanes: int,
+    chunks: tuple[int, ...],
+    capacities: tuple[int, ...],
+    half: bool,
 ) -> LayeredModel:
     """Write the pieces and the weights of a Hugging Face folder into a new folder `out`.
 
-    lanes, chunk, capacities: see `edge.chat.layered.pieces_for`; the largest capacity is the
+    lanes, chunks, capacities: see `edge.chat.layered.pieces_for`; the largest capacity is the
     context. half: FP16, else FP32. Raises UsageError, ExportError or StorageError.
     """
     spec = llm_spec_from_folder(folder)
-    model = layered_model(spec, lanes=lanes, chunk=chunk, capacities=capacities, half=half)
+    model = layered_model(spec, lanes=lanes, chunks=chunks, capacities=capacities, half=half)
     with storage_errors("write", out):
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -70,12 +76,14 @@ def write_layered(
 
 
 def layered_model(
-    spec: LlmSpec, *, lanes: int, chunk: int, capacities: tuple[int, ...], half: bool
+    spec: LlmSpec, *, lanes: int, chunks: tuple[int, ...], capacities: tuple[int, ...], half: bool
 ) -> LayeredModel:
     """Return the model that a spec makes, without tensors."""
     context = max(capacities)
     if context > spec.context or min(capacities) < 1:
         raise UsageError(f"capacities {capacities}: the model was made for 1..{spec.context}")
+    if lanes < 1 or min(chunks) < 2 or max(chunks) > context:
+        raise UsageError(f"{lanes} lanes, chunks {chunks}: at least 1, and 2..{context} tokens")
     if spec.output_bias or spec.mlp_bias:
         raise ExportError(f"{spec.family}: pieces have no biases but those of queries to values")
     windows = [window for window in spec.windows if window is not None]
@@ -102,7 +110,7 @@ def layered_model(
             *(("qkv_bias",) if spec.qkv_bias else ()),
             *(("head_norm",) if spec.qk_norm else ()),
         ),
-        pieces=pieces_for(lanes, chunk, capacities),
+        pieces=pieces_for(lanes, chunks, capacities),
         tensors=(),
     )
 
