@@ -9,7 +9,7 @@ VENV310 := .venv310
 BIN := $(VENV)/bin
 
 # Every peer has a venv of its own: their requirements exclude each other.
-PEERS := mlserver litserve fastapi modelopt alibi-detect schemathesis
+PEERS := mlserver litserve fastapi modelopt alibi-detect schemathesis llama-cpp genai
 PEER_mlserver := mlserver==1.7.1 onnxruntime==1.31.1
 PEER_litserve := litserve==0.2.19 onnxruntime==1.31.1
 PEER_fastapi := fastapi==0.165.0 uvicorn[standard]==0.54.0 flask==3.1.3 waitress==3.0.2 onnxruntime==1.31.1
@@ -17,6 +17,10 @@ PEER_fastapi := fastapi==0.165.0 uvicorn[standard]==0.54.0 flask==3.1.3 waitress
 PEER_modelopt := nvidia-modelopt[onnx]==0.47.0 torch==2.13.0
 PEER_alibi-detect := alibi-detect==0.13.0
 PEER_schemathesis := schemathesis==4.32.5 hypothesis==6.170.15
+# Compiled for this CPU (needs cmake and a C++ compiler; 10 minutes).
+PEER_llama-cpp := llama-cpp-python==0.3.36 gguf==0.19.0 safetensors==0.8.0
+# With the torch of constraints.txt, for the model builder.
+PEER_genai := onnxruntime-genai==0.18.0 onnxruntime==1.31.1 onnx==1.23.2 onnx-ir torch==2.13.0 transformers==5.23.0
 
 SERVING_PEERS := mlserver litserve fastapi
 
@@ -37,8 +41,8 @@ define make_venv
 	$(1) -m venv --without-pip $(2) && $(1) -m pip --python $(2)/bin/python install -qq pip; fi
 endef
 
-.PHONY: help venv quickstart test test-py310 test-surface test-openapi test-gpu lint peers docs
-.PHONY: bench-chat-gpu bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
+.PHONY: help venv quickstart chat-demo test test-slow test-py310 test-surface test-openapi test-gpu lint
+.PHONY: bench-chat-gpu peers docs bench-minilm bench-calibration bench-serving bench-gpu soak-serving clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -49,8 +53,14 @@ venv: $(VENV)/.stamp ## Make .venv with everything that development needs.
 quickstart: $(VENV)/.stamp ## Train, quantize, sign, serve and compare a small model (ARGS=--keep).
 	$(BIN)/edge-kit quickstart $(ARGS)
 
-test: $(VENV)/.stamp ## Run all tests (ARGS="-k name").
+chat-demo: $(VENV)/.stamp ## Train a small Llama on Python's documentation, pack and serve it (6 minutes; ARGS=--keep).
+	$(BIN)/edge-kit chat-demo $(ARGS)
+
+test: $(VENV)/.stamp ## Run all tests but the slow ones (ARGS="-k name").
 	$(BIN)/python -m pytest tests $(ARGS)
+
+test-slow: $(VENV)/.stamp ## Run the slow tests: whole pipelines on real models (ARGS="-k name").
+	$(BIN)/python -m pytest -m 'slow and not gpu and not surface' tests $(ARGS)
 
 test-py310: ## Run the tests of edge/ on Python 3.10, if there is one.
 	@for python in python3.10 "$$HOME"/.pyenv/versions/3.10*/bin/python; do \
@@ -142,7 +152,7 @@ clients-400: $(VENV)/.stamp ## Serve 400 clients for a minute; each checks its a
 	$(BIN)/python -m tests.clients_400 $(ARGS)
 
 clean: ## Remove what make made.
-	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out
+	rm -rf $(VENV) $(VENV310) .peers build dist *.egg-info quickstart-out chat-demo-out
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.stamp: setup.py constraints.txt

@@ -83,7 +83,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=[f"{room}{part}" for room in ROOMS for part in ("", ".*")]),
     package_data={
-        "edge": ["py.typed", "edge-agent.service"],
+        "edge": ["py.typed", "edge-agent.service", "chat/page.html"],
         "host_tools": ["py.typed"],
         "calibration": ["py.typed"],
     },

@@ -18,6 +18,8 @@ import calibration
 import edge
 import host_tools
 from edge import openapi
+from edge.chat.counters import Counters
+from edge.chat_metrics import ChatState
 from edge.choice import REFUSAL_CODES
 from edge.cli import cli as agent_cli
 from edge.config import AgentConfig
@@ -107,6 +109,9 @@ def _metrics() -> Iterator[str]:
                 queue_depth=0,
                 statistics=ModelStatistics(),
             ),
+        ),
+        chats=(
+            ChatState(model="m", lanes=1, running=0, waiting=0, cache_use=0.0, counters=Counters()),
         ),
         sample=Sample(
             rss_bytes=1,

@@ -61,9 +61,17 @@ class Admission:
         if problem is not None:
             raise AttemptError("memory", problem)
 
-    def problem(self, manifest: Manifest, candidate: Candidate) -> str | None:
-        """Return why a candidate does not fit now, in words; None if it does."""
+    def problem(
+        self, manifest: Manifest, candidate: Candidate, *, cache_bytes: int = 0
+    ) -> str | None:
+        """Return why a candidate does not fit now, in words; None if it does.
+
+        cache_bytes: what the cache of a chat model takes beside it.
+        """
         need = self._need(manifest, candidate.variant)
+        if cache_bytes:
+            source = f"{need.source}, and {_mb(cache_bytes)} for the conversations"
+            need = Need(size=need.size + cache_bytes, source=source)
         on_device = candidate.means in GPU_MEANS and not self._is_unified
         left = self._device() if on_device else self._host()
         if left is None or need.size + self._reserve_bytes <= left:

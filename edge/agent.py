@@ -22,6 +22,8 @@ from edge.admission import Admission
 from edge.api import create_app
 from edge.bundle import Bundle, open_bundle
 from edge.capture.recorder import Recorder
+from edge.chat_calls import ChatHandler
+from edge.chat_preparing import PrepareDecoder
 from edge.config import AgentConfig
 from edge.errors import ConfigError
 from edge.http_server import TURN_S, AppHandler, HttpServer, Loop
@@ -84,12 +86,13 @@ class Agent:
         *,
         notifier: Notifier,
         prepare: Prepare | None = None,
+        prepare_decoder: PrepareDecoder | None = None,
         admission: Callable[[Target], Admission] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Agent:
         """Verify the bundle and listen; no model is opened yet.
 
-        prepare, admission: see `Loader`.
+        prepare, prepare_decoder, admission: see `Loader`.
         Raises TrustError or BundleError naming the file, ConfigError if the port cannot be had.
         """
         bundle = _verified_bundle(config)
@@ -100,7 +103,14 @@ class Agent:
             ready_on_cpu=config.ready_on_cpu,
             wanted=_wanted(bundle, config.models),
         )
-        loader = Loader(serving, config, prepare=prepare, admission=admission, clock=clock)
+        loader = Loader(
+            serving,
+            config,
+            prepare=prepare,
+            prepare_decoder=prepare_decoder,
+            admission=admission,
+            clock=clock,
+        )
         repository = Repository(
             serving,
             loader,
@@ -115,8 +125,16 @@ class Agent:
         )
         loop = Loop()
         app = create_app(serving, repository, max_body_bytes=config.max_body_bytes, clock=clock)
+        chat = ChatHandler(
+            serving,
+            loop,
+            AppHandler(app, loop),
+            max_body_bytes=config.max_body_bytes,
+            timeout_s=config.chat_timeout_s,
+            clock=clock,
+        )
         handler = Recorder(
-            InferHandler(inference, loop, AppHandler(app, loop)),
+            InferHandler(inference, loop, chat),
             loop,
             is_allowed=config.allow_capture,
             input_names=lambda: {spec.name for m in serving.models for spec in m.inputs},
@@ -173,7 +191,7 @@ class Agent:
             self._repository.stop()
             self._server.close()
             for served in self.serving.served.values():
-                served.worker.stop(_STOP_S)
+                served.runner.stop(_STOP_S)
             self._probe.close()
 
     def _tick(self) -> None:
@@ -191,7 +209,7 @@ class Agent:
         interval_s = self._notifier.watchdog_interval_s
         if interval_s is not None and now >= self._next_ping:
             # A hung backend call must reach systemd: no ping while one lasts too long.
-            if not any(m.worker.is_stalled(now) for m in self.serving.served.values()):
+            if not any(m.runner.is_stalled(now) for m in self.serving.served.values()):
                 self._notifier.watchdog()
             self._next_ping = now + interval_s
 
@@ -221,7 +239,7 @@ class Agent:
             logger.warning("stopped with unanswered requests; raise shutdown_timeout_s")
         self._repository.join(max(0.0, deadline - self._clock()))
         for name, served in self.serving.served.items():
-            if not served.worker.stop(max(0.0, deadline - self._clock())):
+            if not served.runner.stop(max(0.0, deadline - self._clock())):
                 logger.warning("worker still busy at exit name=%s", name)
         logger.info("stopped")
 

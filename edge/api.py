@@ -14,7 +14,7 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from edge import __version__, embeddings, openai_form, openapi
+from edge import __version__, openai_form, openai_models, openapi
 from edge.errors import EdgeError, InputError
 from edge.extensions import (
     EXTENSIONS,
@@ -34,6 +34,7 @@ from edge.http_answer import (
     wrong_method,
 )
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from edge.openapi_operations import OPENAPI_PATH
 from edge.repository import Repository
 from edge.serving import Serving
 from edge.spec import TensorSpec
@@ -122,12 +123,12 @@ def create_app(
         repository.unload(name).result()
         return _json({})
 
-    def encoders() -> Response:
-        return _json(embeddings.model_list(serving))
+    def listed_models() -> Response:
+        return _json(openai_models.model_list(serving))
 
-    def encoder(name: str) -> Response:
+    def listed_model(name: str) -> Response:
         try:
-            return _json(embeddings.model_entry(serving, name))
+            return _json(openai_models.model_entry(serving, name))
         except EdgeError as error:
             return _response(openai_form.error_answer(error))
 
@@ -153,11 +154,11 @@ def create_app(
         ("/v2/models/<name>/stats", stats),
         ("/v2/models/<name>/versions/<version>/stats", stats),
         ("/v2/models/stats", all_stats),
-        ("/v1/models", encoders),
-        ("/v1/models/<name>", encoder),
+        ("/v1/models", listed_models),
+        ("/v1/models/<name>", listed_model),
         ("/metrics", metrics),
         ("/telemetry", telemetry),
-        (openapi.OPENAPI_PATH, openapi_document),
+        (OPENAPI_PATH, openapi_document),
     ):
         app.add_url_rule(rule, view_func=view, methods=["GET"], strict_slashes=False)
     # The specification's OpenAPI file has this spelling as well.

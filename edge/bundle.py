@@ -22,8 +22,8 @@ from edge.manifest import (
     MAX_MANIFEST_BYTES,
     Artifact,
     Manifest,
-    manifest_from_bytes,
 )
+from edge.manifest_reading import manifest_from_bytes
 from edge.trust import MAX_SIGNATURE_BYTES, TrustedKey, verify
 
 MANIFEST_NAME = "manifest.json"

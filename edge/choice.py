@@ -46,7 +46,7 @@ _WORDS: Mapping[Means, str] = {
     "ort-cpu": "ONNX Runtime runs it on the CPU",
 }
 # A bundle carries int8 because its accuracy passed a gate; whoever prefers another packs it so.
-_PRECISION_ORDER: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+_PRECISION_ORDER: tuple[Precision, ...] = ("int4", "w8a8", "int8", "fp16", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

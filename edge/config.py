@@ -109,6 +109,27 @@ class AgentConfig:
             high=1000,
         ),
     )
+    chat_lanes: int = field(
+        default=4,
+        metadata=_about(
+            "Conversations that a chat model answers at once; fewer where memory is short.",
+            low=1,
+            high=256,
+        ),
+    )
+    chat_context: int | None = field(
+        default=None,
+        metadata=_about(
+            "Tokens of a conversation, question and answer together; unset: as many as the model "
+            "takes and memory holds.",
+            low=16,
+            high=1 << 24,
+        ),
+    )
+    chat_timeout_s: float = field(
+        default=600.0,
+        metadata=_about("Seconds until an unfinished chat answer ends.", low=0.01, high=86400),
+    )
     request_timeout_s: float = field(
         default=30.0,
         metadata=_about("Seconds until an unanswered request is dropped.", low=0.01, high=3600),

@@ -18,6 +18,7 @@ class Device:
     """One module or card.
 
     name: its key, as in `--target NAME`. sm: compute capability, such as "8.7".
+    bandwidth_bytes_per_s: of its memory, the highest that any power mode has.
     part_numbers: of the Jetson module ("p3701-0005"), as device trees spell it.
     gpu_name: how CUDA names a desktop card, without the vendor. All Orins are just "Orin" there.
     """
@@ -85,8 +86,9 @@ DEVICES: tuple[Device, ...] = (
         "p2888-0001", "p2888-0003", "p2888-0004", "p2888-0006",
     ),
     _jetson("agx-xavier-64gb", "AGX Xavier 64GB", "7.2", 8, 64, 136.5, 2, "p2888-0005"),
-    _jetson("orin-nano-4gb", "Orin Nano 4GB", "8.7", 4, 4, None, 0, "p3767-0004"),
-    _jetson("orin-nano-8gb", "Orin Nano 8GB", "8.7", 8, 8, None, 0, "p3767-0003", "p3767-0005"),
+    # In the Super power modes of JetPack 6.2; 34 and 68 GB/s in all others.
+    _jetson("orin-nano-4gb", "Orin Nano 4GB", "8.7", 4, 4, 51.2, 0, "p3767-0004"),
+    _jetson("orin-nano-8gb", "Orin Nano 8GB", "8.7", 8, 8, 102.4, 0, "p3767-0003", "p3767-0005"),
     _jetson("orin-nx-8gb", "Orin NX 8GB", "8.7", 8, 8, 102.4, 1, "p3767-0001"),
     _jetson("orin-nx-16gb", "Orin NX 16GB", "8.7", 8, 16, 102.4, 2, "p3767-0000"),
     _jetson("agx-orin-32gb", "AGX Orin 32GB", "8.7", 14, 32, 204.8, 2, "p3701-0004"),
@@ -120,8 +122,10 @@ DEVICES: tuple[Device, ...] = (
 
 
 def device_named(name: str) -> Device | None:
-    """Return the device with this key."""
-    return next((device for device in DEVICES if device.name == name), None)
+    """Return the device with this key, which may carry its memory: "agx-xavier-32gb"."""
+    exact = (device for device in DEVICES if device.name == name)
+    larger = (d for d in DEVICES if f"{d.name}-{d.memory_bytes // GIB}gb" == name)
+    return next(exact, None) or next(larger, None)
 
 
 def device_from_part_number(part_number: str) -> Device | None:

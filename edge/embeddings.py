@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings` and the list of models, in the shape that OpenAI's clients read.
+"""`POST /v1/embeddings`, in the shape that OpenAI's clients read.
 
 A model is an encoder if its Manifest names the output that holds a vector a text. Inputs are texts,
 or token ids that the client made; more than the model takes at once run one batch after the other.
@@ -9,19 +9,18 @@ from __future__ import annotations
 import base64
 import functools
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
 from edge.asked import MAX_PARTS, Asked
-from edge.errors import InferenceError, InputError, UnknownModelError
+from edge.errors import InferenceError, InputError
 from edge.http_answer import HttpAnswer, too_large
 from edge.manifest import Model
 from edge.openai_form import FieldError, decoded
 from edge.predict import tokenizer_of
-from edge.serving import ServedModel, Serving
+from edge.served import ServedModel
 from edge.spec import AnyArray, check_feeds
 from edge.text import Tokenizer, Tokens
 
@@ -94,36 +93,6 @@ def asked_from_body(body: bytes, served: ServedModel) -> Asked:
         as_base64=request.encoding_format == "base64",
     )
     return Asked(parts=parts, encode=encode)
-
-
-def model_list(serving: Serving) -> dict[str, Any]:
-    """Return the encoders that are served, or could be."""
-    encoders = [model for model in serving.models if _is_encoder(model)]
-    return {"object": "list", "data": [_listed(serving, model) for model in encoders]}
-
-
-def model_entry(serving: Serving, name: str) -> dict[str, Any]:
-    """Return one encoder; raises UnknownModelError."""
-    model = serving.model(name, None)
-    if not _is_encoder(model):
-        raise UnknownModelError(f"model {name!r} is no encoder of texts; see GET /v1/models")
-    return _listed(serving, model)
-
-
-def _is_encoder(model: Model) -> bool:
-    return model.embedding is not None and model.text is not None
-
-
-def _listed(serving: Serving, model: Model) -> dict[str, Any]:
-    served = serving.served.get(model.name)
-    manifest = (serving.bundle if served is None else served.bundle).manifest
-    created = datetime.fromisoformat(manifest.created.replace("Z", "+00:00"))
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": int(created.timestamp()),
-        "owned_by": manifest.name,
-    }
 
 
 def _width(model: Model, output: str) -> int:

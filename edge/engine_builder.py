@@ -55,7 +55,7 @@ class EngineRequest:
 class BuiltEngine:
     """A serialized engine, the timing cache to keep, its plugin layers, the seconds it took."""
 
-    plan: bytes
+    plan: memoryview  # of TensorRT's own memory: an engine may be gigabytes
     timing_cache: bytes
     plugins: tuple[str, ...]
     seconds: float
@@ -111,7 +111,7 @@ def engine_from_onnx(
             "`edge-kit calibrate --calibration-cache`"
         )
     return BuiltEngine(
-        plan=bytes(plan),
+        plan=memoryview(plan),
         plugins=_plugins(trt, network),
         timing_cache=b"" if cache is None else bytes(config.get_timing_cache().serialize()),
         seconds=clock() - begun,

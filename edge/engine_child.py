@@ -53,8 +53,8 @@ class TryRequest:
 class BuildRequest:
     """Build an engine.
 
-    engine, timing_cache: descriptors of memory files that the results go to; the latter may hold
-    the timing cache of an earlier build.
+    engine, timing_cache: descriptors of files that the results go to, in memory or not; the latter
+    may hold the timing cache of an earlier build.
     """
 
     backend: TensorRtBackend
@@ -163,7 +163,7 @@ def _build(request: BuildRequest, tell: Callable[[Report], None]) -> Report:
     return Report(seconds=built.seconds, plugins=built.plugins)
 
 
-def _write(descriptor: int, content: bytes) -> None:
+def _write(descriptor: int, content: bytes | memoryview) -> None:
     os.ftruncate(descriptor, 0)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.seek(0)

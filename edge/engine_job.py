@@ -140,6 +140,7 @@ def run_job(
         plugins=built.plugins,
         layers=tried.layers,
         build_seconds=round(built.seconds, 3),
+        tried=True,
     )
     return EngineResult(
         plan=plan,

@@ -117,6 +117,10 @@ class ContextLengthError(InputError):
 
     code = "context-length"
 
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field  # of the request that the prompt came from
+
 
 class BodyTooLargeError(InputError):
     """A request body exceeds the configured cap."""

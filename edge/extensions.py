@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from edge.manifest import Backend, Model
-from edge.serving import ServedModel, Serving
+from edge.served import Served, ServedModel
+from edge.serving import Serving
 from edge.spec import Datatype, TensorSpec
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
@@ -62,13 +63,13 @@ def model_config(serving: Serving, model: Model) -> dict[str, Any]:
         "instance_group": [
             {
                 "kind": "KIND_GPU" if on_gpu else "KIND_CPU",
-                "count": 1 if served is None else len(served.worker.workers),
+                "count": _instances(served),
             }
         ],
-        "model_transaction_policy": {"decoupled": False},
+        "model_transaction_policy": {"decoupled": model.chat is not None},
         "parameters": {},
     }
-    if served is not None and served.worker.max_batch_rows > 1:
+    if isinstance(served, ServedModel) and served.worker.max_batch_rows > 1:
         config["dynamic_batching"] = {
             "preferred_batch_size": [served.worker.max_batch_rows],
             "priority_levels": 9,
@@ -107,14 +108,18 @@ def repository_index(serving: Serving, *, ready_only: bool) -> list[dict[str, st
     return entries
 
 
-def _memory_usage(served: ServedModel) -> list[dict[str, Any]]:
+def _memory_usage(served: Served) -> list[dict[str, Any]]:
     if served.memory_bytes is None:
         return []
     kind = "GPU" if served.choice.on_gpu else "CPU"
     return [
         {"type": kind, "id": device, "byte_size": served.memory_bytes}
-        for device in range(len(served.worker.workers))
+        for device in range(_instances(served))
     ]
+
+
+def _instances(served: Served | None) -> int:
+    return len(served.worker.workers) if isinstance(served, ServedModel) else 1
 
 
 def _tensor(spec: TensorSpec, rows: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import zlib
+from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -58,12 +59,18 @@ def answer_from_error(error: EdgeError) -> HttpAnswer:
     return answer
 
 
-def head_of(answer: HttpAnswer, *, closes: bool) -> bytes:
+def answer_head(answer: HttpAnswer, *, closes: bool) -> bytes:
     """Return the status line and the headers of an answer. closes: whether it is the last."""
-    lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}"]
-    lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-    if "Content-Length" not in answer.headers:
-        lines.append(f"Content-Length: {len(answer.body)}")
+    headers = answer.headers
+    if "Content-Length" not in headers:
+        headers = {**headers, "Content-Length": str(len(answer.body))}
+    return head_bytes(answer.status, headers, closes=closes)
+
+
+def head_bytes(status: int, headers: Mapping[str, str], *, closes: bool) -> bytes:
+    """Return a status line and headers, with those that every answer has."""
+    lines = [f"HTTP/1.1 {status} {_phrase(status)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     lines.append(f"Date: {_date()}")
     if closes:
         lines.append("Connection: close")

@@ -11,14 +11,17 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import httptools
 
 from edge.errors import QueueFullError
-from edge.http_answer import HttpAnswer, answer_from_error, head_of, json_error, too_large
+from edge.http_answer import HttpAnswer, answer_from_error, answer_head, json_error, too_large
+from edge.http_handler import Cancel, CancelAtEof, Handler
 from edge.http_limits import Budget, ClientPlaces, client_from_address
-from edge.http_request import ArrivingRequest, HttpRequest, RefusedError
+from edge.http_outlet import Outlet
+from edge.http_request import ArrivingRequest, RefusedError
+from edge.http_stream import HttpStream
 from edge.wsgi_environ import target_of
 
 MAX_HEADER_BYTES = 16 << 10
@@ -32,26 +35,6 @@ WATCHING_METHODS = {"GET", "HEAD"}
 _TOO_LONG_A_HEAD = json_error(
     431, f"Request Header Fields Too Large: more than {MAX_HEADER_BYTES} bytes"
 )
-
-Cancel = Callable[[], None]
-Reply = Callable[[HttpAnswer], None]
-
-
-class Handler(Protocol):
-    """Answers requests: `reply` is called once, in the loop's thread, now or later."""
-
-    def admit(self, method: str, path: str) -> HttpAnswer | None:
-        """Return why a request whose head has come is refused; its body is then thrown away.
-
-        Called in the loop's thread. Nothing is held for a request that may come: until its body
-        is whole it holds no place, so that clients who trickle keep nobody out.
-        """
-
-    def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
-        """Begin to answer; what is returned is called if the client goes away before."""
-
-    def close(self) -> None:
-        """Stop what was started for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +58,16 @@ class Connection(asyncio.Protocol):
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._transport: Any = None
+        self._outlet: Outlet  # as soon as there is a transport
         self._parser = httptools.HttpRequestParser(self)
         self._arriving: ArrivingRequest | None = None
         self._waiting: deque[ArrivingRequest] = deque()
         self._answering: ArrivingRequest | None = None
+        self._stream: HttpStream | None = None  # the answer, if it has begun
         self._cancel: Cancel | None = None
         self._remote = ""
         self.client = ""  # as `ClientPlaces` counts it
         self._last = rules.loop.time()
-        self._unsent = 0
         self._lingers_until: float | None = None
         self._discarded = 0
         self._is_ended = False  # the client sends no more, or nothing that is read
@@ -96,6 +80,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = transport
+        self._outlet = Outlet(transport, self._rules.loop)
         peer = transport.get_extra_info("peername")
         self._remote = peer[0] if peer else ""
         self.client = client_from_address(self._remote)
@@ -142,6 +127,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(json_error(400, message))
                 return True
             self._arriving = None
+        if isinstance(self._cancel, CancelAtEof):
+            return False
         return self._answering is not None or bool(self._waiting)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -192,7 +179,7 @@ class Connection(asyncio.Protocol):
         request.refusal = self._admit(request)
         if fields.get(b"expect", b"").lower() == b"100-continue":
             if request.refusal is None:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._outlet.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             elif self._answering is None:  # nobody knows whether the body still comes
                 raise RefusedError(request.refusal)
 
@@ -256,19 +243,19 @@ class Connection(asyncio.Protocol):
     @property
     def is_busy(self) -> bool:
         """Whether a request is arriving, being answered, or its answer not yet sent."""
-        unsent = self._transport.get_write_buffer_size() > 0
+        unsent = self._outlet.unsent_bytes > 0
         return bool(unsent or self._answering or self._arriving or self._waiting)
 
     def sweep(self, now: float) -> None:
         """End what lasts too long; called every second or so."""
-        unsent = self._transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent, self._last = unsent, now
+        if self._outlet.has_moved(now):
+            self._last = now
         if self._lingers_until is not None:
             if now > self._lingers_until:
                 self._transport.abort()
-        elif self._answering is not None and not unsent:
-            return
+        elif self._answering is not None:  # who waits for a model is quiet, but takes what it gets
+            if self._outlet.stalled_s(now) > IDLE_S:
+                self._transport.abort()
         elif self._arriving is not None and now - self._last > ARRIVAL_S:
             self._refuse(json_error(408, "the request did not arrive in time; send it again"))
         elif now - self._last > IDLE_S:
@@ -295,15 +282,34 @@ class Connection(asyncio.Protocol):
         if self._answering is request:  # not answered yet
             self._cancel = cancel
 
-    def _reply(self, request: ArrivingRequest, answer: HttpAnswer) -> None:
+    def _reply(self, request: ArrivingRequest, answer: HttpAnswer | HttpStream) -> None:
         """Send the answer to the request that is being answered; one that is gone gets none."""
         if self._answering is not request:
             return
-        self._answering, self._cancel = None, None
-        self._drop(request)
+        if self._stream is not None:
+            raise ValueError("a request is answered once, and its stream has begun")
+        has_body, closes = request.method != "HEAD", self._closes_after(request)
+        if isinstance(answer, HttpAnswer):
+            self._write(answer, closes=closes, has_body=has_body)
+            self._end(request, closes=closes)
+            return
+        self._stream = answer
+        answer.begin(
+            self._outlet,
+            version=request.version,
+            closes=closes,
+            has_body=has_body,
+            on_end=lambda closes: self._end(request, closes=closes or self._closes_after(request)),
+        )
+
+    def _closes_after(self, request: ArrivingRequest) -> bool:
         last = self._is_ended and not self._waiting
-        closes = not request.keeps_alive or self.is_draining or last
-        self._write(answer, closes=closes, with_body=request.method != "HEAD")
+        return not request.keeps_alive or self.is_draining or last
+
+    def _end(self, request: ArrivingRequest, *, closes: bool) -> None:
+        """Go on after an answer, all of which was written."""
+        self._answering = self._stream = self._cancel = None
+        self._drop(request)
         self._last = self._rules.loop.time()
         if closes:
             self._transport.close()
@@ -316,6 +322,10 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, answer: HttpAnswer) -> None:
         """Answer at once, then read on for a while: a reset would destroy the answer."""
+        if self._stream is not None:  # its client would take the refusal for a piece of the body
+            self._stream.cut()
+            self._drop_all()
+            return
         if self._arriving is None or self._arriving.refusal is not answer:  # else it is counted
             self._rules.on_refusal(answer.status)
         self._drop_all()
@@ -327,22 +337,19 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
             self._transport.write_eof()
 
-    def _write(self, answer: HttpAnswer, *, closes: bool, with_body: bool = True) -> None:
-        head = head_of(answer, closes=closes)
-        if not with_body:
-            self._transport.write(head)
-        elif len(answer.body) < 1 << 16:
-            self._transport.write(head + answer.body)
-        else:
-            self._transport.writelines([head, answer.body])
+    def _write(self, answer: HttpAnswer, *, closes: bool, has_body: bool = True) -> None:
+        body = answer.body if has_body else b""
+        self._outlet.write_both(answer_head(answer, closes=closes), body)
 
     def _drop_all(self) -> None:
         """Let go of every request; nobody will hear the answer to the one under way."""
         cancel, self._cancel = self._cancel, None
+        if self._stream is not None:
+            self._stream.let_go()
         for request in (self._answering, self._arriving, *self._waiting):
             if request is not None:
                 self._drop(request)
-        self._answering, self._arriving, self._offered = None, None, None
+        self._answering = self._arriving = self._offered = self._stream = None
         self._waiting.clear()
         if cancel is not None:
             cancel()

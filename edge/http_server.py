@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import ConfigError, QueueFullError
 from edge.http_answer import AGENT_FAILED, HttpAnswer, answer_from_error, json_error
-from edge.http_connection import Cancel, Connection, Handler, Reply, Rules
+from edge.http_connection import Connection, Rules
+from edge.http_handler import Cancel, Handler, Reply
 from edge.http_limits import Budget, ClientPlaces
 from edge.http_request import HttpRequest
 from edge.pool import Pool

@@ -25,7 +25,7 @@ from edge.http_answer import (
     packed,
     wrong_method,
 )
-from edge.http_connection import Cancel, Handler, Reply
+from edge.http_handler import Cancel, Handler, Reply
 from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from edge.inbox import Answer, too_late
@@ -34,7 +34,7 @@ from edge.pool import Pool
 from edge.promise import Promise
 from edge.replicas import Replicas
 from edge.routes import Kind, Route
-from edge.serving import ServedModel
+from edge.served import ServedModel
 from edge.spec import Feeds
 from edge.tensor_bytes import held_bytes
 

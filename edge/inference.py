@@ -15,7 +15,8 @@ from edge.http_request import HttpRequest
 from edge.manifest import Model
 from edge.predict import Predictor
 from edge.routes import Route
-from edge.serving import ServedModel, Serving
+from edge.served import ServedModel
+from edge.serving import Serving
 from edge.spec import AnyArray, check_feeds, check_tensor, check_together, name_of_strings
 
 TIMEOUT_HEADER = "Edge-Timeout-Ms"

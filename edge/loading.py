@@ -12,6 +12,9 @@ import psutil
 from edge.admission import Admission
 from edge.batching import Plan
 from edge.bundle import Bundle
+from edge.chat.room import Room, room_for
+from edge.chat_loading import open_chat
+from edge.chat_preparing import DecoderPreparer, PrepareDecoder, decoder_spec
 from edge.choice import Candidate, Choice, Ranking, Refusal, choice_from, rank
 from edge.config import AgentConfig
 from edge.engine_process import AttemptError
@@ -24,7 +27,8 @@ from edge.places import Places
 from edge.preparing import Prepare, Prepared, Preparer
 from edge.replicas import Replicas
 from edge.self_test import SelfTest, golden_inputs, run_self_test
-from edge.serving import ServedModel, Serving
+from edge.served import Served, ServedChat, ServedModel
+from edge.serving import Serving
 from edge.spec import AnyArray, Feeds
 from edge.target import Target, detect_target
 from edge.text import Tokenizer
@@ -39,7 +43,8 @@ logger = logging.getLogger(__name__)
 class Loader:
     """Opens models, one at a time, in one thread.
 
-    prepare: how a candidate is made ready; None is the real way. is_building: whether a build runs,
+    prepare, prepare_decoder: how a candidate is made ready, and one of a chat model; None is the
+    real way. is_building: whether a build runs,
     which may take longer than any start.
     """
 
@@ -49,6 +54,7 @@ class Loader:
         config: AgentConfig,
         *,
         prepare: Prepare | None = None,
+        prepare_decoder: PrepareDecoder | None = None,
         admission: Callable[[Target], Admission] | None = None,
         detect: Callable[[], Target] = detect_target,
         clock: Callable[[], float] = time.monotonic,
@@ -60,6 +66,7 @@ class Loader:
         self._stop = threading.Event()
         self._detect = detect
         self._given = prepare
+        self._given_decoders = prepare_decoder
         self._new_admission = admission or self._default_admission
 
     def detect(self) -> None:
@@ -75,6 +82,12 @@ class Loader:
             self._given
             or Preparer(self._config, target, progress=self._note_progress, stop=self._stop).prepare
         )
+        self._prepare_decoder = (
+            self._given_decoders
+            or DecoderPreparer(
+                self._config, target, progress=self._note_progress, stop=self._stop
+            ).prepare
+        )
 
     def stop(self) -> None:
         """End a child process that builds or tries an engine; its candidate is refused."""
@@ -83,9 +96,13 @@ class Loader:
     def crowding(self, bundle: Bundle, model: Model) -> str | None:
         """Return why the best candidate does not fit beside all that is open, None if it does."""
         candidates = self._ranking(bundle, model).candidates
-        return self._admission.problem(bundle.manifest, candidates[0]) if candidates else None
+        if not candidates:
+            return None
+        if model.chat is None:
+            return self._admission.problem(bundle.manifest, candidates[0])
+        return self._room(bundle, candidates[0])[1]
 
-    def open(self, bundle: Bundle, model: Model) -> ServedModel:
+    def open(self, bundle: Bundle, model: Model) -> Served:
         """Return the opened model; raises the EdgeError that keeps it from serving."""
         ranking = self._ranking(bundle, model)
         for refusal in ranking.refused:
@@ -114,15 +131,19 @@ class Loader:
             forced=self._config.variant,
         )
 
-    def _opened(
-        self, bundle: Bundle, model: Model, candidate: Candidate, choice: Choice
-    ) -> ServedModel:
+    def _opened(self, bundle: Bundle, model: Model, candidate: Candidate, choice: Choice) -> Served:
         variant = candidate.variant
         self._serving.activity = f"opening variant {variant.id!r} of model {model.name!r}"
         logger.info(
             "opening model=%s variant=%s means=%s why=%s",
             model.name, variant.id, candidate.means, choice.why,
         )  # fmt: skip
+        opens = self._open_model if model.chat is None else self._open_chat
+        return opens(bundle, model, candidate, choice)
+
+    def _open_model(
+        self, bundle: Bundle, model: Model, candidate: Candidate, choice: Choice
+    ) -> ServedModel:
         self._admission.check(bundle.manifest, candidate)
         before = psutil.Process().memory_info().rss
         try:
@@ -143,9 +164,8 @@ class Loader:
             replicas.stop(self._config.stall_timeout_s)
             raise AttemptError("self-test-failed", str(error)) from error
         device_bytes = replicas.workers[0].memory_bytes
-        grown = max(0, psutil.Process().memory_info().rss - before)
-        memory_bytes = grown if device_bytes is None else device_bytes
-        self._admission.note(bundle.manifest, variant, memory_bytes)
+        memory_bytes = _grown(before) if device_bytes is None else device_bytes
+        self._admission.note(bundle.manifest, candidate.variant, memory_bytes)
         statistics = self._serving.statistics_of(model.name)
         for worker in replicas.workers:
             worker.note_run = statistics.record_run
@@ -161,6 +181,53 @@ class Loader:
             metrics=self._serving.metrics.for_model(model.name),
             latency=LatencyWindow(),
             statistics=statistics,
+        )
+
+    def _open_chat(
+        self, bundle: Bundle, model: Model, candidate: Candidate, choice: Choice
+    ) -> ServedChat:
+        room, problem = self._room(bundle, candidate)
+        if problem is not None:
+            raise AttemptError("memory", problem)
+        before = psutil.Process().memory_info().rss
+        try:
+            open_decoder = self._prepare_decoder(bundle, candidate)
+        finally:
+            self.is_building = False
+        opened = open_chat(
+            bundle,
+            model,
+            choice,
+            room,
+            config=self._config,
+            open_decoder=open_decoder,
+            clock=self._clock,
+        )
+        memory_bytes = _grown(before)
+        self._admission.note(bundle.manifest, candidate.variant, memory_bytes)
+        return ServedChat(
+            model=model,
+            bundle=bundle,
+            choice=choice,
+            self_test=opened.self_test,
+            generator=opened.generator,
+            talker=opened.talker,
+            places=Places(model.name, self._config.queue_size + room.lanes),
+            memory_bytes=memory_bytes,
+            metrics=self._serving.metrics.for_model(model.name),
+            latency=LatencyWindow(),
+            statistics=self._serving.statistics_of(model.name),
+        )
+
+    def _room(self, bundle: Bundle, candidate: Candidate) -> tuple[Room, str | None]:
+        def problem(cache_bytes: int) -> str | None:
+            return self._admission.problem(bundle.manifest, candidate, cache_bytes=cache_bytes)
+
+        return room_for(
+            decoder_spec(candidate.variant),
+            lanes=self._config.chat_lanes,
+            context=self._config.chat_context,
+            problem=problem,
         )
 
     def _replicas(self, model: Model, candidate: Candidate, prepared: Prepared) -> Replicas:
@@ -237,6 +304,11 @@ def _tokenizer(bundle: Bundle, model: Model) -> Tokenizer | None:
     except EdgeError as error:
         logger.warning("no texts model=%s: %s", model.name, error)
         return None
+
+
+def _grown(before: int) -> int:
+    after: int = psutil.Process().memory_info().rss
+    return max(0, after - before)
 
 
 def _alone(worker: Worker) -> Callable[[Feeds], dict[str, AnyArray]]:

@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from edge.chat_metrics import ChatState, chat_metrics
 from edge.latency import STAGES
 from edge.manifest import Backend
 from edge.probes import Sample
@@ -73,6 +74,7 @@ class State:
     bundle: str
     signed: bool
     models: tuple[ModelState, ...]
+    chats: tuple[ChatState, ...] = ()
     sample: Sample
 
 
@@ -201,6 +203,7 @@ class _StateCollector(Collector):
         yield depth
         yield info
         yield from _triton_metrics(state.models)
+        yield from chat_metrics(state.chats)
         uses_gpu = any(model.on_gpu for model in state.models)
         yield GaugeMetricFamily(
             "edge_gpu_backend_active", "1 if a model runs on a GPU.", value=int(uses_gpu)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import platform
+from pathlib import Path
 from typing import Any
 
 from edge.errors import BackendUnavailableError, first_line
@@ -37,6 +39,20 @@ def session_options(onnxruntime: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this may be such a CPU; see `session_options`.
+
+    Where it is not, its entry does nothing but convert all int8 weights, whose copies make the
+    peak of memory half as high again.
+    """
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        return False
+    try:
+        return "vnni" not in cpuinfo.read_text()
+    except OSError:
+        return True
 
 
 def preload_cuda(onnxruntime: Any) -> None:

@@ -59,7 +59,7 @@ def _field(reason: str) -> str | None:
 
 def error_answer(error: EdgeError) -> HttpAnswer:
     """Return the answer for an error, as OpenAI's clients read it."""
-    param = error.field if isinstance(error, FieldError) else None
+    param = error.field if isinstance(error, FieldError | ContextLengthError) else None
     if isinstance(error, UnknownModelError):
         param = "model"
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), error.code)

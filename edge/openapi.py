@@ -7,7 +7,6 @@ tests compare its paths with those that are served.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, get_args
 
@@ -15,26 +14,12 @@ import msgspec
 
 from edge import __version__
 from edge import openapi_answers as answers
-from edge.capture.capture_file import CAPTURE_PATH, STATE_HEADER
-from edge.capture.recording import Wish
-from edge.embeddings import EmbeddingsRequest
-from edge.extensions import ChangeRequest, IndexRequest
-from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
-from edge.oip import JSON_LENGTH_HEADER, RequestHead
-from edge.predict import TextRequest
+from edge.capture.capture_file import STATE_HEADER
+from edge.oip import JSON_LENGTH_HEADER
+from edge.openapi_operations import JSON, OPERATIONS, Json, Operation
 from edge.spec import Datatype
-from edge.telemetry import Report
 
-Json = dict[str, Any]
-
-OPENAPI_PATH = "/openapi.json"
-MODEL = "/v2/models/{MODEL_NAME}"
-VERSION = f"{MODEL}/versions/{{MODEL_VERSION}}"
-
-_JSON = "application/json"
-_BINARY = "application/octet-stream"
 _SCHEMA = "#/components/schemas/{name}"
-_BYTES: Json = {}  # any bytes: the content type says how they are read
 
 # What each status means, wherever it is answered.
 _MEANING = {
@@ -54,171 +39,7 @@ _MEANING = {
 }
 # Any connection may meet these, whatever it asks for.
 _ALWAYS = (400, 408, 413, 431, 500, 503)
-_RUN = (404, 415, 429, 504)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Operation:
-    """One method of one path.
-
-    answer, body: by content type a type, several of which one is met, or a schema. failure: type
-    of errors; what is refused before its path is known has the plain form everywhere.
-    """
-
-    path: str
-    method: str
-    id: str
-    summary: str
-    answer: dict[str, Any]
-    statuses: tuple[int, ...] = ()
-    body: dict[str, Any] | None = None
-    needs_body: bool = False
-    parameters: tuple[str, ...] = ()
-    headers: tuple[str, ...] = ()
-    failure: type = answers.Failure
-
-
-def _get(path: str, id_: str, summary: str, answer: Any) -> _Operation:
-    statuses = (404,) if "{" in path else ()
-    return _Operation(
-        path=path, method="get", id=id_, summary=summary, answer={_JSON: answer}, statuses=statuses
-    )
-
-
-def _change(verb: str, summary: str, statuses: tuple[int, ...]) -> _Operation:
-    return _Operation(
-        path=f"/v2/repository/models/{{MODEL_NAME}}/{verb}",
-        method="post",
-        id=f"{verb}Model",
-        summary=summary,
-        answer={_JSON: answers.Done},
-        statuses=statuses,
-        body={_JSON: ChangeRequest},
-    )
-
-
-def _of_model(suffix: str, id_: str, summary: str, answer: Any) -> tuple[_Operation, _Operation]:
-    return (
-        _get(MODEL + suffix, id_, summary, answer),
-        _get(VERSION + suffix, f"{id_}OfVersion", summary, answer),
-    )
-
-
-def _infer(path: str, id_: str) -> _Operation:
-    return _Operation(
-        path=path,
-        method="post",
-        id=id_,
-        summary="Run a model on tensors, in JSON or binary.",
-        answer={_JSON: answers.InferenceResponse, _BINARY: _BYTES},
-        statuses=_RUN,
-        body={_JSON: RequestHead, _BINARY: _BYTES},
-        needs_body=True,
-        parameters=("JsonLength", "TimeoutMs", "ContentEncoding", "AcceptEncoding"),
-        headers=(JSON_LENGTH_HEADER,),
-    )
-
-
-def _capture(
-    method: str, id_: str, summary: str, statuses: tuple[int, ...], body: Any = None
-) -> _Operation:
-    is_frames = method != "delete"
-    return _Operation(
-        path=CAPTURE_PATH,
-        method=method,
-        id=id_,
-        summary=summary,
-        answer={_BINARY: _BYTES} if is_frames else {_JSON: answers.Done},
-        statuses=(403, *statuses),
-        body=None if body is None else {_JSON: body},
-        headers=(STATE_HEADER,) if is_frames else (),
-    )
-
-
-_IMAGES: Json = {
-    "type": "object",
-    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-    "required": ["image"],
-}
-
-_OPERATIONS: tuple[_Operation, ...] = (
-    _get("/v2/health/live", "isLive", "Whether the agent answers.", answers.Live),
-    _get("/v2/health/ready", "isReady", "Whether every model works.", answers.Ready),
-    _get("/v2", "serverMetadata", "The agent and its extensions.", answers.ServerMetadata),
-    *_of_model("", "modelMetadata", "A model's inputs and outputs.", answers.ModelMetadata),
-    *_of_model("/ready", "isModelReady", "Whether a model works.", answers.ModelReady),
-    *_of_model("/config", "modelConfig", "A model's Triton configuration.", answers.ModelConfig),
-    *_of_model("/stats", "modelStatistics", "A model's counters.", answers.Statistics),
-    _get("/v2/models/stats", "statistics", "The counters of all models.", answers.Statistics),
-    _infer(f"{MODEL}/infer", "infer"),
-    _infer(f"{VERSION}/infer", "inferOfVersion"),
-    _Operation(
-        path="/v2/repository/index",
-        method="post",
-        id="repositoryIndex",
-        summary="The models that are served or could be.",
-        answer={_JSON: tuple[answers.IndexEntry, ...]},
-        statuses=(429,),
-        body={_JSON: IndexRequest},
-    ),
-    _change("load", "Open a model, anew if it is open.", (404, 409, 429)),
-    _change("unload", "Close a model when its last request is answered.", (404, 429)),
-    _Operation(
-        path="/predict/{MODEL_NAME}",
-        method="post",
-        id="predict",
-        summary="Run a model on images or text.",
-        answer={_JSON: (answers.Predictions, answers.Detections, answers.InferenceResponse)},
-        statuses=(*_RUN, 409),
-        body={
-            "multipart/form-data": _IMAGES,
-            "image/*": _BYTES,
-            _JSON: TextRequest,
-        },
-        needs_body=True,
-        parameters=("TimeoutMs", "AcceptEncoding"),
-    ),
-    _Operation(
-        path="/v1/embeddings",
-        method="post",
-        id="embeddings",
-        summary="The vectors of texts, as OpenAI's clients ask for them.",
-        answer={_JSON: answers.Embeddings},
-        statuses=(*_RUN, 409),
-        body={_JSON: EmbeddingsRequest},
-        needs_body=True,
-        failure=answers.OpenAiFailure,
-    ),
-    _Operation(
-        path="/v1/models",
-        method="get",
-        id="openAiModels",
-        summary="The models, as OpenAI's clients list them.",
-        answer={_JSON: answers.OpenAiModels},
-        failure=answers.OpenAiFailure,
-    ),
-    _Operation(
-        path="/v1/models/{MODEL_NAME}",
-        method="get",
-        id="openAiModel",
-        summary="One model, as OpenAI's clients list it.",
-        answer={_JSON: answers.OpenAiModel},
-        statuses=(404,),
-        failure=answers.OpenAiFailure,
-    ),
-    _capture("post", "beginCapture", "Record requests; gives the head of a file.", (409,), Wish),
-    _capture("get", "fetchCapture", "What the file holds next; its end when it is over.", (404,)),
-    _capture("delete", "endCapture", "Record no more; what is held can be fetched.", (404,)),
-    _get("/telemetry", "telemetry", "What is served, why, how fast, and on what.", Report),
-    _Operation(
-        path="/metrics",
-        method="get",
-        id="metrics",
-        summary="Everything that Prometheus collects.",
-        answer={METRICS_CONTENT_TYPE.partition(";")[0]: {"type": "string"}},
-    ),
-    _get(OPENAPI_PATH, "openApi", "This document.", {"type": "object"}),
-)
 
 _PARAMETERS: Json = {
     "MODEL_NAME": {
@@ -276,7 +97,7 @@ def document() -> Json:
     schema_of = dict(zip(types, schemas, strict=True))
     _describe_tensors(components)
     paths: Json = {}
-    for operation in _OPERATIONS:
+    for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _described(operation, schema_of)
     return {
         "openapi": "3.1.0",
@@ -304,7 +125,7 @@ def encoded() -> bytes:
 
 def _types() -> list[Any]:
     found: dict[Any, None] = {}
-    for operation in _OPERATIONS:
+    for operation in OPERATIONS:
         for kind in (*operation.answer.values(), *(operation.body or {}).values()):
             if not isinstance(kind, dict):
                 found |= dict.fromkeys(kind if isinstance(kind, tuple) else (kind,))
@@ -318,7 +139,7 @@ def _schema(kind: Any, schema_of: dict[Any, Json]) -> Json:
     return kind if isinstance(kind, dict) else schema_of[kind]
 
 
-def _described(operation: _Operation, schema_of: dict[Any, Json]) -> Json:
+def _described(operation: Operation, schema_of: dict[Any, Json]) -> Json:
     def content(kinds: dict[str, Any]) -> Json:
         return {media: {"schema": _schema(kind, schema_of)} for media, kind in kinds.items()}
 
@@ -352,12 +173,12 @@ def _described(operation: _Operation, schema_of: dict[Any, Json]) -> Json:
 def _failures(schema_of: dict[Any, Json]) -> Json:
     """Return the answers that are not 200, by the type of the error and its status."""
     failures: Json = {}
-    for kind in dict.fromkeys(operation.failure for operation in _OPERATIONS):
+    for kind in dict.fromkeys(operation.failure for operation in OPERATIONS):
         shapes = kind if kind is answers.Failure else (answers.Failure, kind)
         for status, meaning in _MEANING.items():
             failures[f"{kind.__name__}{status}"] = failure = {
                 "description": meaning,
-                "content": {_JSON: {"schema": _schema(shapes, schema_of)}},
+                "content": {JSON: {"schema": _schema(shapes, schema_of)}},
             }
             if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
                 failure["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}

@@ -23,7 +23,7 @@ from edge.http_request import HttpRequest
 from edge.images import ImagePreprocessing, Placement, placed_from_image
 from edge.manifest import Model
 from edge.oip import InferRequest, WantedOutput, encode_infer
-from edge.serving import ServedModel
+from edge.served import ServedModel
 from edge.spec import AnyArray, Feeds, check_feeds, check_tensor
 from edge.text import Tokenizer
 from edge.wsgi_environ import environ_of

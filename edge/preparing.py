@@ -29,7 +29,7 @@ from edge.self_test import SelfTest
 from edge.session import Session
 from edge.session_messages import OpenSession
 from edge.session_process import SessionProcess
-from edge.target import Target
+from edge.target import Target, machine_facts
 from edge.tensorrt_library import TensorRtBackend, load_tensorrt
 from edge.trt_session import TrtSession
 
@@ -149,7 +149,7 @@ class Preparer:
             raise AttemptError("digest-mismatch", str(error)) from error
         except EdgeError as error:
             raise AttemptError("open-failed", str(error)) from error
-        key = cache_key("tried", artifact.sha256, *self._machine(backend))
+        key = cache_key("tried", artifact.sha256, *machine_facts(self._target, backend))
         verdict = self._cache.get(key, Tried)
         if verdict is not None:
             verdict.content.close()
@@ -176,7 +176,7 @@ class Preparer:
         )
         files = [manifest.artifact(path).sha256 for path in variant.files]
         how = (variant.precision, model.profile, request.optimization_level, request.tf32)
-        machine = self._machine(backend)
+        machine = machine_facts(self._target, backend)
         key = cache_key("engine", files, how, machine)
         entry = self._cache.get(key, Tried)
         if entry is not None:
@@ -242,14 +242,6 @@ class Preparer:
             self._cache.put(key, content, facts)
         except EdgeError as error:
             logger.warning("not cached, so the next start takes as long: %s", error)
-
-    def _machine(self, backend: TensorRtBackend) -> tuple[object, ...]:
-        """Return everything of this machine that an engine or a verdict depends on."""
-        here = self._target
-        return (
-            backend, here.runtimes[backend], here.arch, here.name, here.sm, here.sm_count,
-            here.memory_bytes, here.driver, here.cuda, here.l4t,
-        )  # fmt: skip
 
 
 def _open_engine(engine: Sealed, model: Model, backend: TensorRtBackend, device: int) -> Session:

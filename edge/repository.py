@@ -18,7 +18,8 @@ from edge.admission import return_freed_memory
 from edge.bundle import Bundle
 from edge.errors import EdgeError, InferenceError, NotReadyError, QueueFullError, UnknownModelError
 from edge.loading import Loader
-from edge.serving import ServedModel, Serving
+from edge.served import Served
+from edge.serving import Serving
 
 MAX_WAITING_CHANGES = 2  # each holds a thread of the HTTP server
 
@@ -181,11 +182,11 @@ class Repository:
             name, model.version, bundle.manifest.version, served.choice.variant.id,
         )  # fmt: skip
 
-    def _close(self, old: ServedModel) -> None:
+    def _close(self, old: Served) -> None:
         """Close a model that nobody finds any more."""
         if not old.places.close(self._drain_s):
             logger.warning("requests are still inside name=%s", old.model.name)
-        if not old.worker.stop(self._drain_s):
+        if not old.runner.stop(self._drain_s):
             logger.warning("worker still busy name=%s", old.model.name)
         return_freed_memory()
 

@@ -11,72 +11,16 @@ from typing import Literal
 
 from edge import manifest
 from edge.bundle import Bundle
-from edge.choice import Choice, promises_gpu
-from edge.errors import NotReadyError, UnknownModelError
-from edge.inbox import Answer
-from edge.latency import LatencyWindow
-from edge.metrics import Metrics, ModelMetrics, ModelState, State
-from edge.places import Places
+from edge.chat_metrics import ChatState
+from edge.errors import InputError, NotReadyError, UnknownModelError
+from edge.metrics import Metrics, ModelState, State
 from edge.probes import Sample
-from edge.replicas import Replicas
-from edge.self_test import SelfTest
+from edge.served import Served, ServedChat, ServedModel
 from edge.statistics import ModelStatistics
 from edge.target import Target
-from edge.text import Tokenizer
 
 Phase = Literal["starting", "serving", "stopping"]
 Change = Literal["LOADING", "UNLOADING", "UNAVAILABLE"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedModel:
-    """An opened model that passed its self-test, with what is known about it.
-
-    bundle: where it came from. memory_bytes: what opening it took, of a GPU if it runs there,
-    else of the host; None if that could not be told. tokenizer: of a model that takes texts, None
-    if it could not be opened.
-    """
-
-    model: manifest.Model
-    bundle: Bundle
-    choice: Choice
-    self_test: SelfTest
-    worker: Replicas
-    places: Places
-    memory_bytes: int | None = None
-    tokenizer: Tokenizer | None = None
-    metrics: ModelMetrics
-    latency: LatencyWindow
-    statistics: ModelStatistics
-
-    @property
-    def degradation(self) -> str | None:
-        """What was promised and is not kept: a model packed for a GPU runs on the CPU."""
-        if self.choice.on_gpu or not promises_gpu(self.model):
-            return None
-        return (
-            f"model {self.model.name!r} was packed for a GPU and runs on the CPU; /telemetry says "
-            "why, ready_on_cpu accepts it"
-        )
-
-    def record_error(self, code: str, *, total_s: float) -> None:
-        """Count one request that ended with an error."""
-        self.metrics.record_error(code)
-        self.statistics.record_failure(code, total_s)
-
-    def record_answer(
-        self, answer: Answer, *, rows: int, parse_s: float, encode_s: float, total_s: float
-    ) -> None:
-        """Count one answered request of so many rows."""
-        self.statistics.record_answer(
-            rows=rows,
-            parse_s=parse_s,
-            queue_s=answer.queue_s,
-            compute_s=answer.compute_s,
-            encode_s=encode_s,
-        )
-        for record in (self.metrics.record_answer, self.latency.record):
-            record(queue_s=answer.queue_s, compute_s=answer.compute_s, total_s=total_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +54,7 @@ class Serving:
         self.activity = ""  # what the loader does now, in words
         self.target: Target | None = None
         self.sample = Sample()
-        self.served: dict[str, ServedModel] = {}
+        self.served: dict[str, Served] = {}
         self.notes: dict[str, Note] = {}
         self._statistics: dict[str, ModelStatistics] = {}
         self.wanted = tuple(m.name for m in bundle.manifest.models) if wanted is None else wanted
@@ -143,13 +87,13 @@ class Serving:
         if served is None:
             note = self.notes.get(name)
             return f"model {name!r} is not loaded" if note is None else note.reason
-        if not served.worker.is_ready:
+        if not served.runner.is_ready:
             return f"model {name!r} is failing"
         return served.degradation or f"model {name!r} is ready"
 
-    def _works(self, served: ServedModel) -> bool:
+    def _works(self, served: Served) -> bool:
         is_kept = self.ready_on_cpu or served.degradation is None
-        return served.worker.is_ready and is_kept
+        return served.runner.is_ready and is_kept
 
     @property
     def models(self) -> tuple[manifest.Model, ...]:
@@ -173,13 +117,32 @@ class Serving:
             )
         return model
 
-    def served_model(self, name: str, version: str | None) -> ServedModel:
+    def opened(self, name: str, version: str | None) -> Served:
         """Return an opened model; raises UnknownModelError, or NotReadyError while it is not."""
         served = self.served.get(name)
         if served is None or version not in {None, served.model.version}:
             self.model(name, version)
             raise NotReadyError(
                 f"{self.model_condition(name)}; wait until /v2/models/{name}/ready answers 200"
+            )
+        return served
+
+    def served_model(self, name: str, version: str | None) -> ServedModel:
+        """Return an opened model that takes tensors; raises as `opened`, InputError for others."""
+        served = self.opened(name, version)
+        if not isinstance(served, ServedModel):
+            raise InputError(
+                f"model {name!r} is a chat model: it takes no tensors; ask it at "
+                "/v1/chat/completions, or at /chat"
+            )
+        return served
+
+    def served_chat(self, name: str) -> ServedChat:
+        """Return an opened chat model; raises as `opened`, InputError for others."""
+        served = self.opened(name, None)
+        if not isinstance(served, ServedChat):
+            raise InputError(
+                f"model {name!r} is no chat model; GET /v2/models/{name} says what it takes"
             )
         return served
 
@@ -196,15 +159,15 @@ class Serving:
         """Say what happens to a model."""
         self.notes = {**self.notes, name: Note(change=change, reason=reason)}
 
-    def put(self, served: ServedModel) -> None:
+    def put(self, served: Served) -> None:
         """Serve an opened model from now on, in place of an older one of its name."""
         name = served.model.name
         self.served = {**self.served, name: served}
         self.notes = {key: note for key, note in self.notes.items() if key != name}
 
-    def take_out(self, name: str) -> ServedModel:
+    def take_out(self, name: str) -> Served:
         """Serve a model no longer; raises UnknownModelError, or NotReadyError if it is not open."""
-        served = self.served_model(name, None)
+        served = self.opened(name, None)
         self.served = {key: one for key, one in self.served.items() if key != name}
         return served
 
@@ -220,9 +183,21 @@ class Serving:
                     variant=served.choice.variant.id,
                     backend=served.choice.variant.backend,
                     on_gpu=served.choice.on_gpu,
-                    queue_depth=served.worker.queue_depth,
+                    queue_depth=served.runner.queue_depth,
                     statistics=served.statistics,
                 )
                 for served in self.served.values()
+            ),
+            chats=tuple(
+                ChatState(
+                    model=served.model.name,
+                    lanes=served.generator.lanes,
+                    running=served.generator.running,
+                    waiting=served.generator.waiting,
+                    cache_use=served.generator.cache_use,
+                    counters=served.generator.counters,
+                )
+                for served in self.served.values()
+                if isinstance(served, ServedChat)
             ),
         )

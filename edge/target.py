@@ -227,3 +227,11 @@ def _text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
+
+
+def machine_facts(target: Target, backend: Backend) -> tuple[object, ...]:
+    """Return everything of a machine that an engine, or a verdict on one, depends on."""
+    return (
+        backend, target.runtimes[backend], target.arch, target.name, target.sm, target.sm_count,
+        target.memory_bytes, target.driver, target.cuda, target.l4t,
+    )  # fmt: skip

@@ -9,13 +9,16 @@ import hashlib
 from dataclasses import dataclass
 
 from edge import __version__
+from edge.chat.counters import Histogram
+from edge.chat.generator import Generator
 from edge.choice import Refusal
 from edge.latency import LatencySummary
 from edge.manifest import Backend, Precision, bytes_from_manifest
 from edge.matching import Means
 from edge.probes import Sample
 from edge.self_test import SelfTest
-from edge.serving import Phase, ServedModel, Serving
+from edge.served import Served, ServedChat, ServedModel
+from edge.serving import Phase, Serving
 from edge.target import Target
 
 UNSIGNED = "unsigned"
@@ -49,12 +52,36 @@ class WorkerReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatReport:
+    """What a chat model does now, and has done since it was opened.
+
+    context: tokens that question and answer may have together. cache_bytes: what the cache takes
+    when all lanes are full. Shares are 0 to 1; means are over all answers, None without any.
+    """
+
+    lanes: int
+    running: int
+    waiting: int
+    context: int
+    cache_bytes: int
+    cache_use: float
+    prompt_tokens: int
+    reused_tokens: int
+    prefix_hits: int
+    generated_tokens: int
+    ended: dict[str, int]
+    tokens_per_s: float | None
+    first_token_ms: float | None
+    between_tokens_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
     """One model: the variant in service and why, the others and why not, and its requests.
 
     bundle_version: of the bundle that it was loaded from. degradation: what the bundle promised and
     this device does not keep, in words. workers: one for each GPU, or one on the CPU. memory_bytes:
-    what opening it took on each.
+    what opening it took on each. chat: of a chat model.
     """
 
     name: str
@@ -74,6 +101,7 @@ class ModelReport:
     queue_depth: int
     workers: tuple[WorkerReport, ...]
     memory_bytes: int | None
+    chat: ChatReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +142,7 @@ def report_from_serving(serving: Serving, *, now: float) -> Report:
     )
 
 
-def _model_report(served: ServedModel) -> ModelReport:
+def _model_report(served: Served) -> ModelReport:
     variant = served.choice.variant
     return ModelReport(
         name=served.model.name,
@@ -128,17 +156,57 @@ def _model_report(served: ServedModel) -> ModelReport:
         degradation=served.degradation,
         refused=served.choice.refused,
         self_test=served.self_test,
-        ready=served.worker.is_ready,
+        ready=served.runner.is_ready,
         latency=served.latency.summary(),
         requests=served.metrics.outcomes(),
-        queue_depth=served.worker.queue_depth,
-        workers=tuple(
+        queue_depth=served.runner.queue_depth,
+        workers=_workers(served),
+        memory_bytes=served.memory_bytes,
+        chat=_chat_report(served.generator) if isinstance(served, ServedChat) else None,
+    )
+
+
+def _workers(served: Served) -> tuple[WorkerReport, ...]:
+    if isinstance(served, ServedModel):
+        return tuple(
             WorkerReport(
                 ready=worker.is_ready,
                 consecutive_failures=worker.consecutive_failures,
                 load=worker.load,
             )
             for worker in served.worker.workers
-        ),
-        memory_bytes=served.memory_bytes,
+        )
+    if isinstance(served, ServedChat):
+        generator = served.generator
+        load = generator.waiting + generator.running
+        return (
+            WorkerReport(
+                ready=generator.is_ready, consecutive_failures=generator.failures, load=load
+            ),
+        )
+    return ()
+
+
+def _chat_report(generator: Generator) -> ChatReport:
+    counters, spec = generator.counters, generator.spec
+    decoded_s = counters.decode_s
+    return ChatReport(
+        lanes=generator.lanes,
+        running=generator.running,
+        waiting=generator.waiting,
+        context=spec.context,
+        cache_bytes=generator.lanes * spec.context * spec.position_bytes,
+        cache_use=round(generator.cache_use, 4),
+        prompt_tokens=counters.prompt_tokens,
+        reused_tokens=counters.reused_tokens,
+        prefix_hits=counters.prefix_hits,
+        generated_tokens=counters.generated_tokens,
+        ended={str(reason): count for reason, count in counters.ended.items()},
+        tokens_per_s=round(counters.generated_tokens / decoded_s, 2) if decoded_s else None,
+        first_token_ms=_mean_ms(counters.first_token_s),
+        between_tokens_ms=_mean_ms(counters.between_tokens_s),
     )
+
+
+def _mean_ms(times: Histogram) -> float | None:
+    return round(1e3 * times.sum_s / times.count, 3) if times.count else None

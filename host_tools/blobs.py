@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 from edge.bundle import blob_path
+from edge.files import sha256_of
 from edge.manifest import Artifact
 
 EXTERNAL_BYTES = 1024
@@ -32,11 +33,23 @@ class BlobStore:
         """Everything added, sorted by path."""
         return tuple(self._artifacts[path] for path in sorted(self._artifacts))
 
+    def artifact(self, path: str) -> Artifact:
+        """Return what was added under a path."""
+        return self._artifacts[path]
+
     def add(self, path: str, content: bytes) -> Artifact:
         """Store content under its digest and list it under path."""
         digest = hashlib.sha256(content).hexdigest()
         blob_path(self._root, digest).write_bytes(content)
         artifact = Artifact(path=path, size=len(content), sha256=digest)
+        self._artifacts[path] = artifact
+        return artifact
+
+    def add_file(self, path: str, file: Path) -> Artifact:
+        """Move a file that is on the bundle's file system under its digest, and list it."""
+        digest, size = sha256_of(file)
+        file.replace(blob_path(self._root, digest))
+        artifact = Artifact(path=path, size=size, sha256=digest)
         self._artifacts[path] = artifact
         return artifact
 

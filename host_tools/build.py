@@ -8,7 +8,6 @@ Jetson       not here: the graphs go into the bundle and the agent builds
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +22,17 @@ from calibration.runtime import Runner, run_exposing
 from calibration.table import check_lineage, load_table, table_path
 from calibration.trt_cache import ranges_from_cache
 from edge.devices import DEVICES, Device, device_named
-from edge.engine_builder import EngineRequest, engine_profiles
-from edge.engine_child import BuildRequest
+from edge.engine_builder import engine_profiles
 from edge.engine_job import EngineJob, EngineResult, run_job
-from edge.engine_process import AttemptError, build
-from edge.errors import BackendUnavailableError, BuildError, UsageError
+from edge.errors import BuildError, UsageError
 from edge.files import read_capped, sha256_of, storage_errors
-from edge.installed import installed_backends
-from edge.manifest import EngineFacts, GoldenCase, Model, Precision, Provenance, Variant
 from edge.manifest import Golden as ManifestGolden
-from edge.sealed import memory_content, memory_file
+from edge.manifest import GoldenCase, Model, Precision, Provenance, Variant
 from edge.spec import Feeds, name_of_strings
 from edge.tensorrt_library import TensorRtBackend
 from host_tools.engine_record import (
     RECORD_SUFFIX,
+    EngineFile,
     EngineRecord,
     read_record,
     write_file,
@@ -46,10 +42,10 @@ from host_tools.golden import golden_feeds, golden_tensors
 from host_tools.onnx_source import draw_from_file
 from host_tools.progress import progress_bar
 from host_tools.remote import build_on
+from host_tools.rtx_build import BUILD_TIMEOUT_S, build_rtx_engine
 from host_tools.samples import samples_at
 
 THIS = "this"
-BUILD_TIMEOUT_S = 3600.0
 # Of an engine that is tried right after it was built; the bundle's own tolerances are tighter.
 TRIAL_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.5}
 SEED = 0
@@ -212,48 +208,17 @@ def _built_for(
     progress: Callable[[str, int, int], bool],
 ) -> EngineRecord:
     """Build with TensorRT-RTX for a card that need not be here."""
-    version = installed_backends().get("tensorrt_rtx")
-    if version is None:
-        raise BackendUnavailableError(
-            "TensorRT-RTX is not installed, which builds for RTX cards on any x86 host; "
-            "pip install 'edge-kit[rtx-build]'"
-        )
     _refuse(error_lines(graphs.typed, "rtx"), options.out / graphs.typed_file)
-    engine, timings = memory_file(), memory_file()
-    try:
-        report = build(
-            BuildRequest(
-                backend="trt-rtx",
-                request=EngineRequest(
-                    onnx=options.out / graphs.typed_file,
-                    precision=graphs.precision,
-                    profiles=engine_profiles(profile_from_model(graphs.typed)),
-                    compute_capabilities=(f"SM{device.sm.replace('.', '')}",),
-                ),
-                engine=engine,
-                timing_cache=timings,
-            ),
-            timeout_s=BUILD_TIMEOUT_S,
-            progress=progress,
-        )
-        plan = memory_content(engine)
-    except AttemptError as error:
-        raise BuildError(f"no {graphs.precision} engine for {device.name}: {error}") from error
-    finally:
-        os.close(engine)
-        os.close(timings)
-    facts = EngineFacts(
-        device=device.name,
-        kind="desktop",
-        arch=device.arch,
-        runtime=version,
-        sms=(device.sm,),
-        portable=True,
-        sm_count=device.sm_count,
-        plugins=report.plugins,
-        build_seconds=round(report.seconds, 3),
+    name = f"{device.name}-{graphs.precision}"
+    built = build_rtx_engine(
+        options.out / f"{name}.engine",
+        device,
+        options.out / graphs.typed_file,
+        precision=graphs.precision,
+        profiles=engine_profiles(profile_from_model(graphs.typed)),
+        progress=progress,
     )
-    return _record(options, graphs, f"{device.name}-{graphs.precision}", "trt-rtx", plan, facts)
+    return _record(options, graphs, name, "trt-rtx", built)
 
 
 def _refuse(problems: list[str], path: Path) -> None:
@@ -302,7 +267,11 @@ def _left_to(
 
 def _kept(options: BuildOptions, graphs: _Graphs, result: EngineResult) -> EngineRecord:
     name = f"{_plain(result.engine.device)}-{result.precision}"
-    return _record(options, graphs, name, result.backend, result.plan, result.engine)
+    file = f"{name}.engine"
+    built = EngineFile(
+        file=file, sha256=write_file(options.out, file, result.plan), facts=result.engine
+    )
+    return _record(options, graphs, name, result.backend, built)
 
 
 def _record(
@@ -310,19 +279,17 @@ def _record(
     graphs: _Graphs,
     id_: str,
     backend: TensorRtBackend,
-    plan: bytes,
-    facts: EngineFacts,
+    built: EngineFile,
 ) -> EngineRecord:
-    file = f"{id_}.engine"
     record = EngineRecord(
         id=id_,
         backend=backend,
         precision=graphs.precision,
         source_sha256=graphs.source_sha256,
-        file=file,
-        sha256=write_file(options.out, file, plan),
+        file=built.file,
+        sha256=built.sha256,
         graph=graphs.typed_file,
-        engine=facts,
+        engine=built.facts,
     )
     write_record(options.out, record)
     return record

@@ -27,15 +27,14 @@ def keygen(name: str, out: Path) -> None:
 
 
 @click.command()
-@click.argument("model", type=FILE)
+@click.argument("model", type=ANY_PATH)
 @click.option("--int8", type=FILE, help="Quantized model that `calibrate` wrote from MODEL.")
 @click.option("--table", type=FILE, help="Its calibration table, if it is not beside it.")
 @click.option("--engines", type=FOLDER, help="Folder that `build` wrote from MODEL.")
 @click.option(
     "--golden",
     type=ANY_PATH,
-    required=True,
-    help="Real samples for the self-test, as for `calibrate --data`.",
+    help="Real samples for the self-test, as for `calibrate --data`; a chat model brings its own.",
 )
 @click.option(
     "--tokenizer",
@@ -75,7 +74,10 @@ def keygen(name: str, out: Path) -> None:
 @click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def pack(model: Path, as_json: bool, **options: Any) -> None:
-    """Pack MODEL, and its INT8 form, into a bundle."""
+    """Pack MODEL, and its INT8 form, into a bundle.
+
+    MODEL is an .onnx file that `export` wrote, or a folder that `export-chat` wrote.
+    """
     from host_tools.pack import PackRequest
     from host_tools.pack import pack as pack_bundle
 

@@ -21,7 +21,9 @@ from edge.console import (
     say,
     stop_on_sigterm,
 )
+from host_tools.build_command import build
 from host_tools.bundle_commands import BUNDLE_COMMANDS
+from host_tools.chat_commands import CHAT_COMMANDS
 from host_tools.compress_commands import COMPRESS_COMMANDS
 from host_tools.profile_command import profile
 from host_tools.terminal import ANY_PATH, FILE, FOLDER, console
@@ -252,76 +254,6 @@ def targets(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("model", type=FILE)
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="NAME",
-    help="A name of `edge-kit targets`, or `this`. Repeatable.",
-)
-@click.option("--on", metavar="USER@HOST", help="Build on this machine, over SSH, for itself.")
-@click.option(
-    "--precision",
-    "precisions",
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    multiple=True,
-    default=["fp16"],
-    show_default=True,
-    help="Repeatable; int8 needs --int8.",
-)
-@click.option("--int8", type=FILE, help="Quantized model that `calibrate` wrote from MODEL.")
-@click.option(
-    "--golden",
-    type=ANY_PATH,
-    help="Real samples, as for `calibrate --data`: layers near the limits of fp16 stay fp32, and "
-    "an engine is tried on them where it can be. Default: random values.",
-)
-@click.option("--tokenizer", type=ANY_PATH, help="Model folder or tokenizer.json, for text.")
-@click.option(
-    "--keep-fp32",
-    multiple=True,
-    metavar="PATTERN",
-    help="Shell pattern of node names that stay fp32. Repeatable.",
-)
-@click.option(
-    "--level",
-    type=click.IntRange(0, 5),
-    default=3,
-    show_default=True,
-    help="TensorRT's optimisation level.",
-)
-@click.option(
-    "--calibration-cache",
-    type=FILE,
-    help="INT8 from the fp32 MODEL with these ranges instead of --int8; TensorRT up to 10.",
-)
-@click.option(
-    "--dla-core",
-    type=click.IntRange(0, 3),
-    help="Use this deep learning accelerator of the device that builds.",
-)
-@click.option("--out", type=FOLDER, default="engines", show_default=True, help="Folder to add to.")
-@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
-def build(model: Path, as_json: bool, **options: Any) -> None:
-    """Build engines from MODEL for devices; `pack --engines` takes them into a bundle.
-
-    Engines for RTX cards are built here, GPU or not. A Jetson builds its own when the agent first
-    starts: the bundle gets the graphs for that.
-    """
-    from host_tools.build import BuildOptions, build_engines
-    from host_tools.describe import record_line
-
-    records = build_engines(BuildOptions(model=model, **options), say=say)
-    if as_json:
-        print_json(records)
-        return
-    for record in records:
-        click.echo(record_line(record))
-    click.echo(f"next: edge-kit pack {model} --engines {options['out']} ...")
-
-
-@cli.command()
 @click.option(
     "--out", type=FOLDER, default="quickstart-out", show_default=True, help="Folder to work in."
 )
@@ -335,7 +267,7 @@ def quickstart(out: Path, keep: bool, port: int) -> None:
     run_quickstart(out, keep=keep, port=port, console=console())
 
 
-for _command in (*BUNDLE_COMMANDS, *COMPRESS_COMMANDS, profile):
+for _command in (*BUNDLE_COMMANDS, *CHAT_COMMANDS, *COMPRESS_COMMANDS, build, profile):
     cli.add_command(_command)
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from calibration.cost import Cost
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
+from edge.chat.quality_facts import ChatQuality
 from edge.devices import Device
 from edge.errors import UsageError
 from edge.files import read_capped
@@ -18,11 +19,13 @@ from edge.manifest import (
     Manifest,
     Model,
     Variant,
-    manifest_from_bytes,
 )
+from edge.manifest_reading import manifest_from_bytes
 from edge.trust import MAX_SIGNATURE_BYTES, signature_from_bytes
 from host_tools.engine_record import EngineRecord
 from host_tools.use_words import use_lines
+
+NOT_RUN = "built, not run here"
 
 
 def read_manifest(root: Path) -> tuple[bytes, Manifest, str]:
@@ -85,7 +88,9 @@ def record_line(record: EngineRecord) -> str:
     layers = ", ".join(f"{count} {kind}" for kind, count in sorted(facts.layers.items()))
     return (
         f"{record.id}: {record.precision} for SM {', '.join(facts.sms)}, {library} "
-        f"{facts.runtime}, {facts.build_seconds:.1f} s" + (f"; layers: {layers}" if layers else "")
+        f"{facts.runtime}, {facts.build_seconds:.1f} s"
+        + (f"; layers: {layers}" if layers else "")
+        + ("" if facts.tried else f"; {NOT_RUN}")
     )
 
 
@@ -103,6 +108,7 @@ def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:
     lines += [f"  {line}" for line in use_lines(model)]
     lines += ["", _variant_table(manifest, model), *_origin_lines(model), ""]
     lines += [f"serves on {p.backend}: {p.variant}; {p.why}" for p in model.preferences]
+    lines += [_quality_line(v, v.quality) for v in model.variants if v.quality is not None]
     if model.calibration is not None:
         lines.append(
             f"calibrated with {model.calibration.method} on {model.calibration.samples} samples"
@@ -166,8 +172,18 @@ def accuracy_rows(accuracy: Accuracy) -> list[tuple[str, str]]:
 
 def _where(variant: Variant) -> str:
     if variant.engine is not None:
-        return f"engine for {variant.engine.device}, {variant.backend} {variant.engine.runtime}"
+        facts = variant.engine
+        built = f"engine for {facts.device}, {variant.backend} {facts.runtime}"
+        return built if facts.tried else f"{built}, {NOT_RUN}"
     return "built on device" + (f": {', '.join(variant.build_for)}" if variant.build_for else "")
+
+
+def _quality_line(variant: Variant, quality: ChatQuality) -> str:
+    return (
+        f"{variant.id}: perplexity {quality.perplexity:.2f} against "
+        f"{quality.fp32_perplexity:.2f}, KL {quality.kl_mean:.4f} nats, same token "
+        f"{quality.top1_agreement_percent:.1f} %, on {quality.tokens} tokens"
+    )
 
 
 def _bounds(low: tuple[int, ...], high: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from edge.errors import UsageError
 from host_tools.sources import source_from_factory
 from host_tools.training import (
+    Learned,
     Progress,
     Schedule,
     check_out,
@@ -40,22 +41,12 @@ class DistillRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistillReport:
-    """What the student reached. curve: before the first and after every epoch.
+class DistillReport(Learned):
+    """What the student reached. curve: before the first and after every epoch."""
 
-    metric: "top1" in percent, or "cosine".
-    """
-
-    metric: str
     teacher: float
-    curve: tuple[float, ...]
     teacher_parameters: int
     student_parameters: int
-
-    @property
-    def after(self) -> float:
-        """Of the weights that were kept, those of the best epoch."""
-        return max(self.curve)
 
 
 def distill(request: DistillRequest, *, progress: Progress = lambda *_: None) -> DistillReport:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge.chat.spec import DecoderSpec
 from edge.errors import UsageError
 from edge.files import atomic_write, read_capped, sha256_of
 from edge.manifest import Backend, EngineFacts, Precision
@@ -24,8 +25,9 @@ class EngineRecord:
     """One variant: an engine, or, without `engine`, a graph to build one from on the device.
 
     source_sha256: of the fp32 model that all of it comes from. file, sha256: the engine or graph,
-    beside the record. graph: what it was or will be built from. typed, build_for: as in
-    manifest.Variant.
+    beside the record. graph: what it was or will be built from; weights: of that graph, where they
+    are not inside it. typed, build_for, decoder: as in manifest.Variant. pieces: of a chat model in
+    pieces, the files beside `file`, weights first; sha256 is that of `file`, which names no others.
     """
 
     id: str
@@ -38,6 +40,18 @@ class EngineRecord:
     engine: EngineFacts | None = None
     typed: bool | None = None
     build_for: tuple[str, ...] = ()
+    weights: str | None = None
+    decoder: DecoderSpec | None = None
+    pieces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFile:
+    """An engine in the folder, and what it was built for."""
+
+    file: str
+    sha256: str
+    facts: EngineFacts
 
 
 def write_file(folder: Path, name: str, content: bytes) -> str:
@@ -71,19 +85,24 @@ def records_in(folder: Path, source: Path) -> tuple[EngineRecord, ...]:
     Raises UsageError for an empty folder, for a file that is missing or was changed, and for
     records that were built from another model than source.
     """
+    return records_of(folder, sha256_of(source, follow_links=True)[0], str(source))
+
+
+def records_of(folder: Path, source_sha256: str, source: str) -> tuple[EngineRecord, ...]:
+    """Return the records of a folder as `records_in`, for a source of this digest and name."""
     paths = sorted(folder.glob(f"*{RECORD_SUFFIX}"))
     if not paths:
         raise UsageError(f"no engines in {folder}; `edge-kit build --out {folder}` writes some")
-    wanted = sha256_of(source, follow_links=True)[0]
     records = []
     for path in paths:
         record = read_record(path)
         assert record is not None  # noqa: S101 - it was listed a moment ago
-        if record.source_sha256 != wanted:
+        if record.source_sha256 != source_sha256:
             raise UsageError(f"{path} was built from another model than {source}; build it again")
         file = folder / record.file
-        if not (folder / record.graph).is_file():
-            raise UsageError(f"{folder / record.graph} is missing; build {record.id} again")
+        for name in (record.graph, record.weights, *record.pieces):
+            if name is not None and not (folder / name).is_file():
+                raise UsageError(f"{folder / name} is missing; build {record.id} again")
         if not file.is_file() or sha256_of(file, follow_links=True)[0] != record.sha256:
             raise UsageError(f"{file} is not the file that {path.name} names; build it again")
         records.append(record)

@@ -16,7 +16,7 @@ from edge.tensor_bytes import bytes_from_tensor
 
 FLOAT_TOLERANCE = 1e-3  # other CPUs sum in another order; a wrong weight is far beyond this
 MARGIN = 1.5
-FLOOR: Mapping[Precision, float] = {"fp16": 5e-3, "int8": 0.02}
+FLOOR: Mapping[Precision, float] = {"fp16": 5e-3, "int8": 0.02, "w8a8": 0.05, "int4": 0.05}
 MAX_TOLERANCE = 0.5  # beyond it, another model would pass
 MAX_ROWS = 8
 
@@ -24,6 +24,8 @@ MAX_ROWS = 8
 _WAY_OUT: Mapping[Precision, str] = {
     "fp32": "",
     "fp16": "build again, with --golden or with --keep-fp32 for the worst layers",
+    "w8a8": "export with int8, or with other calibration text",
+    "int4": "export with int8, or with calibration text",
     "int8": "calibrate again, with --keep-float for the worst layers, or pack without int8",
 }
 
@@ -62,9 +64,9 @@ def make_golden(
 ) -> Golden:
     """Run every form of the model on every case, store the fp32 tensors, and return the Golden.
 
-    runs: precision and what computes it, fp32 first; a precision may come in several forms, the
-    worst counts. The tolerance of fp32 is fixed; that of the others is what was measured here
-    times a margin, since kernels differ between devices.
+    runs: precision and what computes it, fp32 or else the most exact first; a precision may come
+    in several forms, the worst counts. The tolerance of fp32 is fixed; that of the others is what
+    was measured here times a margin, since kernels differ between devices.
     store: called as (artifact path, content).
     Raises GoldenError for an output that is not finite, and for a precision so far from fp32 that
     its self-test would accept anything.

@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from edge.errors import StorageError, UsageError
 from edge.files import atomic_write, read_capped, storage_errors
-from edge.manifest import MAX_MANIFEST_BYTES, is_plain_name, manifest_from_bytes
+from edge.manifest import MAX_MANIFEST_BYTES, is_plain_name
+from edge.manifest_reading import manifest_from_bytes
 from edge.trust import MAX_KEY_BYTES, public_key_from_pem, sign
 
 

@@ -7,12 +7,12 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from edge.manifest import Measurement
-from edge.session import Session
-from edge.spec import Feeds
+from edge.spec import AnyArray, Feeds
 
 MAX_RUNS = 220
 MIN_RUNS = 10
@@ -20,8 +20,15 @@ BUDGET_S = 15.0
 WARM_UP_SHARE = 0.1
 
 
+class Runs(Protocol):
+    """What can be measured: a Session, or a step of a chat model."""
+
+    def run(self, feeds: Feeds) -> dict[str, AnyArray]:
+        """Run once."""
+
+
 def measure(
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Runs],
     feeds: Feeds,
     *,
     threads: int,

@@ -45,8 +45,8 @@ from edge.manifest import (
     Variant,
     bytes_from_manifest,
     is_plain_name,
-    manifest_from_bytes,
 )
+from edge.manifest_reading import manifest_from_bytes
 from edge.ort_session import OrtSession
 from edge.self_test import run_self_test
 from edge.session import Session
@@ -54,6 +54,7 @@ from edge.spec import Profile, TensorSpec
 from edge.trust import sign
 from host_tools.batching import batching_of
 from host_tools.blobs import BlobStore
+from host_tools.chat.chat_pack import ChatPackRequest, pack_chat
 from host_tools.engine_record import records_in
 from host_tools.golden import Run, golden_feeds, make_golden
 from host_tools.keys import read_private_key
@@ -74,9 +75,11 @@ from host_tools.samples import samples_at
 class PackRequest:
     """What goes into a bundle.
 
-    engines: the folder that `edge-kit build` wrote from fp32. class_names, detection, embedding,
-    tokenizer: see `pack_processing`; tokenizer also reads golden samples that are text.
-    golden: real samples, an .npz file, a folder of them, or text with a tokenizer.
+    fp32: an ONNX file that `export` wrote, or the folder of a chat model that `export-chat` wrote:
+    that has its own golden prompts, and nothing else is asked of it. engines: the folder that
+    `edge-kit build` wrote from fp32. class_names, detection, embedding, tokenizer: see
+    `pack_processing`; tokenizer also reads golden samples that are text. golden: real samples, an
+    .npz file, a folder of them, or text with a tokenizer.
     threads: intra-op threads for the measurements; None means every CPU of this process.
     version: of the bundle. model_version: what clients ask for, in /v2/models/M/versions/V.
     """
@@ -85,7 +88,7 @@ class PackRequest:
     name: str
     version: str
     fp32: Path
-    golden: Path
+    golden: Path | None = None
     model_version: str = "1"
     int8: Path | None = None
     engines: Path | None = None
@@ -122,19 +125,10 @@ def pack(request: PackRequest, *, say: Callable[[str], None]) -> Packed:
             f"--model-version {request.model_version!r}: use letters, digits, '.', '-' and '_' only"
         )
     key = None if request.key is None else read_private_key(request.key)
-    models: dict[Precision, onnx.ModelProto] = {"fp32": load_model(request.fp32)}
-    table, table_bytes = None, b""
-    if request.int8 is not None:
-        models["int8"] = with_stored_int8(load_model(ort_path(request.int8)))
-        path = request.table or table_path(request.int8)
-        table = load_table(path)
-        table_bytes = read_capped(path, max_bytes=MAX_TABLE_BYTES, follow_links=True)
-        check_lineage(request.fp32, request.int8, table)
+    pack_model = _packer(request)
     with storage_errors("write", request.out), atomic_directory(request.out) as scratch:
         store = BlobStore(scratch)
-        if table is not None:
-            store.add(f"{request.name}/calibration.json", table_bytes)
-        model = _pack_model(request, models, table, store, scratch, say)
+        model = pack_model(store, scratch, say)
         manifest = Manifest(
             schema=SCHEMA_VERSION,
             name=request.name,
@@ -151,6 +145,42 @@ def pack(request: PackRequest, *, say: Callable[[str], None]) -> Packed:
     return Packed(out=request.out, manifest=manifest, signed=key is not None)
 
 
+def _packer(request: PackRequest) -> Callable[[BlobStore, Path, Callable[[str], None]], Model]:
+    """Read what can be refused before anything is written; return what packs the model."""
+    if request.fp32.is_dir():
+        return functools.partial(_pack_chat_model, request)
+    models: dict[Precision, onnx.ModelProto] = {"fp32": load_model(request.fp32)}
+    if request.golden is None:
+        raise UsageError("pack needs --golden: real samples for the self-test on the device")
+    table, table_bytes = None, b""
+    if request.int8 is not None:
+        models["int8"] = with_stored_int8(load_model(ort_path(request.int8)))
+        path = request.table or table_path(request.int8)
+        table = load_table(path)
+        table_bytes = read_capped(path, max_bytes=MAX_TABLE_BYTES, follow_links=True)
+        check_lineage(request.fp32, request.int8, table)
+
+    def pack_model(store: BlobStore, scratch: Path, say: Callable[[str], None]) -> Model:
+        if table is not None:
+            store.add(f"{request.name}/calibration.json", table_bytes)
+        return _pack_model(request, models, table, store, scratch, say)
+
+    return pack_model
+
+
+def _pack_chat_model(
+    request: PackRequest, store: BlobStore, scratch: Path, say: Callable[[str], None]
+) -> Model:
+    chat = ChatPackRequest(
+        folder=request.fp32,
+        engines=request.engines,
+        name=request.name,
+        version=request.model_version,
+        threads=request.threads or cpu_threads(),
+    )
+    return pack_chat(chat, store, scratch, say=say)
+
+
 def _check_as_a_device(scratch: Path, manifest: Manifest, threads: int) -> None:
     """Open the files that were written and run their self-test, as every agent will."""
 
@@ -159,6 +189,8 @@ def _check_as_a_device(scratch: Path, manifest: Manifest, threads: int) -> None:
         return read_capped(blob_path(scratch, artifact.sha256), max_bytes=artifact.size)
 
     for model in manifest.models:
+        if model.chat is not None:
+            continue  # its golden logits were made of these very files
         for variant in model.variants:
             if variant.backend != "ort":
                 continue  # tried on the device, in a child process
@@ -193,6 +225,7 @@ def _pack_model(
     float_model = models["fp32"]
     inputs, outputs = specs_from_model(float_model)
     profile = profile_from_model(float_model)
+    assert request.golden is not None  # noqa: S101 - see _packer
     samples = samples_at(request.golden, float_model, tokenizer=request.tokenizer)
     cases = golden_feeds(samples, profile)
     threads = request.threads or cpu_threads()

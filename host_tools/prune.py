@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from edge.errors import UsageError
 from host_tools.sources import TorchSource, source_from_factory
 from host_tools.training import (
+    Learned,
     Progress,
     Schedule,
     check_out,
@@ -58,22 +59,15 @@ class PruneRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PruneReport:
+class PruneReport(Learned):
     """What it cost. before: of the original. curve: after pruning, then after every epoch.
 
-    zero_percent: of the weights that may be pruned. metric: "top1" in percent, or "cosine".
+    zero_percent: of the weights that may be pruned.
     """
 
-    metric: str
     before: float
-    curve: tuple[float, ...]
     zero_percent: float
     layers: int
-
-    @property
-    def after(self) -> float:
-        """Of the weights that were kept, those of the best epoch."""
-        return max(self.curve)
 
 
 def prune(request: PruneRequest, *, progress: Progress = lambda *_: None) -> PruneReport:

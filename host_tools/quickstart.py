@@ -5,11 +5,7 @@ Every step after the training is one of the commands a user types, printed befor
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shlex
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,27 +19,21 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from edge.agent_process import LOG_NAME, agent_process, script
+from edge.agent_process import agent_process
 from edge.bundle import MANIFEST_NAME
-from edge.errors import EdgeError, UsageError
-from edge.files import read_capped, storage_errors
-from edge.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_from_bytes
+from edge.files import read_capped
+from edge.manifest import MAX_MANIFEST_BYTES, Manifest
+from edge.manifest_reading import manifest_from_bytes
 from host_tools.client import Score
 from host_tools.digits import STATE_FILE, load_digits_split, train
 from host_tools.progress import progress_bar
+from host_tools.tour import SERVE_FLAGS, Tour, TourError, make_empty, require_free
 
 MODEL = "digits"
 EPOCHS = 20
 MARKER = ".edge-kit-quickstart"  # a folder with this file may be deleted by the next run
 CONNECTIONS = 4
 PROFILE = "image=1x1x32x32:8x1x32x32:32x1x32x32"
-SERVE_FLAGS = ("--bundle", "bundle", "--trusted-keys", "keys")
-
-
-class QuickstartError(EdgeError):
-    """A step of the quickstart failed; its own message is above this one."""
-
-    code = "quickstart"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,50 +49,30 @@ class Row:
 def run_quickstart(folder: Path, *, keep: bool, port: int, console: Console) -> None:
     """Run every step in folder, which is made anew; print the table; with keep, go on serving.
 
-    Raises QuickstartError naming the step that failed.
+    Raises TourError naming the step that failed.
     """
     folder = folder.resolve()
     if keep:
-        _require_free(port)
-    _make_empty(folder)
+        require_free(port)
+    make_empty(folder, marker=MARKER)
+    tour = Tour(folder, console)
     _train(folder, console)
-    _step(folder, console, "edge-kit", "export", "host_tools.digits:trained", "--shape", PROFILE,
+    tour.step("edge-kit", "export", "host_tools.digits:trained", "--shape", PROFILE,
           "--out", f"{MODEL}.onnx")  # fmt: skip
-    _step(folder, console, "edge-kit", "calibrate", f"{MODEL}.onnx", "--data", "train.npz",
+    tour.step("edge-kit", "calibrate", f"{MODEL}.onnx", "--data", "train.npz",
           "--held-out", "heldout.npz", "--out", f"{MODEL}.int8.onnx")  # fmt: skip
-    _step(folder, console, "edge-kit", "keygen", "release", "--out", "keys")
-    _step(folder, console, "edge-kit", "pack", f"{MODEL}.onnx", "--int8", f"{MODEL}.int8.onnx",
+    tour.step("edge-kit", "keygen", "release", "--out", "keys")
+    tour.step("edge-kit", "pack", f"{MODEL}.onnx", "--int8", f"{MODEL}.int8.onnx",
           "--golden", "heldout.npz", "--name", MODEL, "--key", "keys/release.key",
           "--out", "bundle")  # fmt: skip
-    _step(folder, console, "edge-kit", "verify", "bundle", "--trusted-keys", "keys")
+    tour.step("edge-kit", "verify", "bundle", "--trusted-keys", "keys")
     manifest = manifest_from_bytes(
         read_capped(folder / "bundle" / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
     )
-    rows = [
-        _serve_and_ask(folder, console, manifest, variant.id)
-        for variant in manifest.models[0].variants
-    ]
+    rows = [_serve_and_ask(tour, manifest, variant.id) for variant in manifest.models[0].variants]
     _print_table(console, rows, manifest)
     if keep:
-        _keep_serving(folder, console, port)
-
-
-def _require_free(port: int) -> None:
-    """Refuse a port in use before minutes of work."""
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError as error:
-        raise UsageError(f"port {port} is in use; give another one with --port") from error
-
-
-def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        if any(folder.iterdir()) and not (folder / MARKER).exists():
-            raise UsageError(f"{folder} holds other files; give an empty folder with --out")
-        shutil.rmtree(folder)
-    with storage_errors("create", folder):
-        folder.mkdir(parents=True)
-        (folder / MARKER).touch()
+        _keep_serving(tour, port)
 
 
 def _train(folder: Path, console: Console) -> None:
@@ -123,54 +93,38 @@ def _train(folder: Path, console: Console) -> None:
     )
 
 
-def _step(folder: Path, console: Console, *words: str) -> None:
-    _print_command(console, words)
-    status = subprocess.run([script(words[0]), *words[1:]], cwd=folder, check=False).returncode
-    if status != 0:
-        raise QuickstartError(f"`{shlex.join(words)}` ended with exit code {status}; see above")
-
-
-def _print_command(console: Console, words: Sequence[str]) -> None:
-    console.print(f"\n$ {shlex.join(words)}", style="bold", highlight=False, soft_wrap=True)
-
-
-def _serve_and_ask(folder: Path, console: Console, manifest: Manifest, variant: str) -> Row:
+def _serve_and_ask(tour: Tour, manifest: Manifest, variant: str) -> Row:
     model = manifest.models[0]
     flags = [*SERVE_FLAGS, "--variant", variant, "--port", "0"]
-    _print_command(console, ["edge-agent", "serve", *flags])
-    with agent_process(folder, flags) as (url, process):
+    tour.show(["edge-agent", "serve", *flags])
+    with agent_process(tour.folder, flags) as (url, process):
         command = [sys.executable, "-m", "host_tools.client", url, model.name, "heldout.npz",
                    "--connections", str(CONNECTIONS)]  # fmt: skip
-        result = subprocess.run(command, cwd=folder, check=False, stdout=subprocess.PIPE)
+        result = subprocess.run(command, cwd=tour.folder, check=False, stdout=subprocess.PIPE)
         if result.returncode != 0:
-            raise QuickstartError(f"the client failed against {variant}; see above")
+            raise TourError(f"the client failed against {variant}; see above")
         score = msgspec.json.decode(result.stdout, type=Score)
         rss = psutil.Process(process.pid).memory_info().rss
-    console.print(f"{score.requests} held-out scans sent to {url}, one a request")
+    tour.console.print(f"{score.requests} held-out scans sent to {url}, one a request")
     sizes = {artifact.path: artifact.size for artifact in manifest.artifacts}
     files = next(v.files for v in model.variants if v.id == variant)
     size = sum(sizes[path] for path in files)
     return Row(variant=variant, size_bytes=size, rss_bytes=rss, score=score)
 
 
-def _keep_serving(folder: Path, console: Console, port: int) -> None:
-    flags = [*SERVE_FLAGS, "--port", str(port)]
-    _print_command(console, ["edge-agent", "serve", *flags])
-    with agent_process(folder, flags) as (url, process):
-        console.print(f"\nserving at {url} until Ctrl-C; in another terminal:", style="bold")
-        request = folder / "request.json"
-        image = np.load(folder / "heldout.npz")["image"][:1]
-        tensor = {"name": "image", "shape": list(image.shape), "datatype": "FP32"}
-        request.write_text(json.dumps({"inputs": [{**tensor, "data": image.ravel().tolist()}]}))
-        for line in (
-            f"curl {url}/v2/models/{MODEL}",
-            f"curl --data-binary @{request} {url}/v2/models/{MODEL}/infer",
-            f"curl {url}/telemetry",
-        ):
-            console.print(f"  {line}", highlight=False, soft_wrap=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            status = process.wait()
-            raise QuickstartError(f"the agent ended with {status}; {folder}/{LOG_NAME} says why")
+def _keep_serving(tour: Tour, port: int) -> None:
+    request = tour.folder / "request.json"
+    image = np.load(tour.folder / "heldout.npz")["image"][:1]
+    tensor = {"name": "image", "shape": list(image.shape), "datatype": "FP32"}
+    request.write_text(json.dumps({"inputs": [{**tensor, "data": image.ravel().tolist()}]}))
+    tour.keep_serving(
+        port,
+        (
+            f"curl {{url}}/v2/models/{MODEL}",
+            f"curl --data-binary @{request} {{url}}/v2/models/{MODEL}/infer",
+            "curl {url}/telemetry",
+        ),
+    )
 
 
 def _print_table(console: Console, rows: Sequence[Row], manifest: Manifest) -> None:

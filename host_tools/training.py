@@ -58,6 +58,19 @@ class Schedule:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What a training reached. metric: "top1" in percent, or "cosine". curve: of it, by epoch."""
+
+    metric: str
+    curve: tuple[float, ...]
+
+    @property
+    def after(self) -> float:
+        """Of the weights that were kept, those of the best epoch."""
+        return max(self.curve)
+
+
 def check_out(path: Path) -> None:
     """Raise UsageError, before minutes of work, for a file that has no folder to go to."""
     if not path.parent.is_dir():

@@ -25,6 +25,9 @@ def use_lines(model: Model) -> list[str]:
     )
     if takes:
         lines.append(f"POST /predict/{model.name} takes {takes}, answers with {_answer(model)}")
+    if model.chat is not None:
+        way = "/v1/chat/completions" if model.chat.template is not None else "/v1/completions"
+        lines.append(f"POST {way} talks, and so does /chat")
     if model.embedding is not None and model.text is not None:
         lines.append(f"POST /v1/embeddings takes texts, answers with {model.embedding}")
     return lines

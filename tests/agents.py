@@ -11,6 +11,7 @@ from typing import Any
 
 from edge.admission import Admission
 from edge.agent import Agent
+from edge.chat_preparing import OpenDecoder
 from edge.config import AgentConfig
 from edge.preparing import Prepared
 from edge.session import Session
@@ -50,11 +51,18 @@ def open_agent(
     *,
     notifier: FakeNotifier,
     open_session: Callable[..., Session] | None = None,
+    open_decoder: OpenDecoder | None = None,
     admission: Callable[[Target], Admission] | None = None,
 ) -> Agent:
-    """Return an agent; open_session stands in for every backend."""
+    """Return an agent; open_session and open_decoder stand in for every backend."""
     prepare = None if open_session is None else lambda *_: Prepared(open=open_session)
-    return Agent.open(config, notifier=notifier, prepare=prepare, admission=admission)
+    return Agent.open(
+        config,
+        notifier=notifier,
+        prepare=prepare,
+        prepare_decoder=None if open_decoder is None else lambda *_: open_decoder,
+        admission=admission,
+    )
 
 
 @contextlib.contextmanager
@@ -62,13 +70,20 @@ def running_agent(
     config: AgentConfig,
     *,
     open_session: Callable[..., Session] | None = None,
+    open_decoder: OpenDecoder | None = None,
     notifier: FakeNotifier | None = None,
     admission: Callable[[Target], Admission] | None = None,
     until_ready: bool = True,
 ) -> Iterator[Agent]:
     """Yield an agent that serves; afterwards it is stopped as by SIGTERM."""
     notifier = notifier or FakeNotifier()
-    agent = open_agent(config, notifier=notifier, open_session=open_session, admission=admission)
+    agent = open_agent(
+        config,
+        notifier=notifier,
+        open_session=open_session,
+        open_decoder=open_decoder,
+        admission=admission,
+    )
     thread = threading.Thread(target=agent.run, name="agent-main")
     thread.start()
     try:

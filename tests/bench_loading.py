@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from edge.bundle import blob_path
-from edge.manifest import manifest_from_bytes
+from edge.manifest_reading import manifest_from_bytes
 
 RUNS = 5
 CHILD = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,25 @@ def write_onnx(folder: Path, out: Path, **options: Any) -> Path:
     from host_tools.chat.writer import WriteOptions, write_decoder
 
     return write_decoder(folder, out, WriteOptions(**options)).path
+
+
+def make_sparse_folder(folder: Path, **changes: Any) -> int:
+    """Write a Llama of nothing but zeros, which takes no room on the disk; return its parameters.
+
+    Weights are BF16 in one file, as far as the folder tells.
+    """
+    from host_tools.chat.layout import expected_shapes
+    from host_tools.chat.llm_spec import llm_spec_from_config
+
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SIZES, **changes}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    header, end = {}, 0
+    for name, shape in expected_shapes(llm_spec_from_config(config)).items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return end // 2

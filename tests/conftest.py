@@ -9,7 +9,14 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("tests.session_contract", "tests.fakes", "tests.agents")
+pytest.register_assert_rewrite(
+    "tests.session_contract",
+    "tests.fakes",
+    "tests.agents",
+    "tests.edge.api_clients",
+    "tests.edge.chat.generating",
+    "tests.edge.running_server",
+)
 
 THREAD_EXIT_S = 5.0
 # Where CI promises the tools that a test needs, a test that is skipped for want of one fails.

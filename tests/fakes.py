@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ def affine_worker(open_session: Callable[[], Session], **options: Any) -> Worker
         "stall_timeout_s": 10.0,
     }
     return Worker("affine", open_session, **{**defaults, **options})
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[Callable[..., Worker]]:
+    """Give a function that starts a worker of the affine model; all are stopped in the end."""
+    workers = []
+
+    def start(session: Session, **options: Any) -> Worker:
+        worker = affine_worker(lambda: session, **options)
+        workers.append(worker)
+        worker.start()
+        return worker
+
+    yield start
+    for worker in workers:
+        assert worker.stop(DEADLINE_S)
 
 
 class FakeSession:

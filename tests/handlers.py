@@ -12,7 +12,7 @@ from werkzeug.test import Client
 from werkzeug.wrappers import Request
 
 from edge.http_answer import HttpAnswer
-from edge.http_connection import Handler
+from edge.http_handler import Handler
 from edge.http_request import HttpRequest
 from edge.http_server import Loop
 from tests.fakes import DEADLINE_S

@@ -18,7 +18,8 @@ import httpx
 import numpy as np
 
 from edge.agent_process import agent_process, script
-from edge.manifest import MAX_MANIFEST_BYTES, Model, manifest_from_bytes
+from edge.manifest import MAX_MANIFEST_BYTES, Model
+from edge.manifest_reading import manifest_from_bytes
 
 CALIBRATION_SENTENCES, HELD_OUT_SENTENCES = 1300, 400
 SHAPE = "input_ids=1x4:8x64:32x128"

@@ -2,9 +2,9 @@
 
     python -m tests.openapi_cases .peers/schemathesis/bin/python
 
-Serves a bundle of small models (numbers, strings, images) and lets schemathesis make requests from
-two documents: the agent's own, and the Open Inference Protocol's. Ends with 1 if an answer was an
-error of the server, or none that its document describes.
+Serves a bundle of small models (numbers, strings, images, a fake that talks) and lets schemathesis
+make requests from two documents: the agent's own, and the Open Inference Protocol's. Ends with 1 if
+an answer was an error of the server, or none that its document describes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edge.manifest import Batching
 from edge.tensor_bytes import object_array
 from tests.agents import make_config, running_agent
 from tests.bundles import Parts, affine_parts, joined_parts, parts_of
+from tests.edge.chat.bundles import chat_parts, fake_opener
 from tests.models import WORDS, model_from_nodes, text_model
 
 HERE = Path(__file__).parent
@@ -34,8 +35,9 @@ def main(python: str) -> int:
         root = Path(folder)
         # "spare" is loaded and unloaded by the cases, so that the others stay.
         spare = affine_parts(name="spare")
-        parts = joined_parts(affine_parts(), words_parts(), photo_parts(), spare)
-        with running_agent(make_config(root, parts, allow_capture=True)) as agent:
+        parts = joined_parts(affine_parts(), words_parts(), photo_parts(), chat_parts(), spare)
+        config = make_config(root, parts, allow_capture=True)
+        with running_agent(config, open_decoder=fake_opener()) as agent:
             script = HERE / "peers" / "schemathesis_cases.py"
             document = HERE / "data" / "open_inference_rest.yaml"
             command = [python, str(script), agent.url, str(document)]

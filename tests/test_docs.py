@@ -46,3 +46,17 @@ def test_make_targets_named_in_documents_exist() -> None:
         text = (REPOSITORY / document).read_text(encoding="utf-8")
         named = set(re.findall(r"`make ([a-z0-9-]+)", text))
         assert named <= targets, (document, named - targets)
+
+
+def test_what_make_test_leaves_out_has_a_target_of_its_own_that_ci_runs() -> None:
+    options = re.search(r'^addopts = "(.*)"$', (REPOSITORY / "pyproject.toml").read_text(), re.M)
+    assert options is not None
+    left_out = set(re.findall(r"not (\w+)", options[1]))
+    assert "slow" in left_out
+    makefile = (REPOSITORY / "Makefile").read_text()
+    steps = re.findall(r"^step make (\S+)$", (REPOSITORY / ".ci" / "run").read_text(), re.M)
+    for marker in left_out:
+        recipe = re.search(rf"^test-{marker}:.*\n((?:\t.*\n)+)", makefile, re.M)
+        assert recipe is not None, marker
+        assert re.search(rf" -m pytest -m '?{marker}\b", recipe[1]), marker
+        assert f"test-{marker}" in steps or marker == "gpu", marker  # CI has no GPU

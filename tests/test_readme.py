@@ -24,6 +24,7 @@ import pytest
 from edge.cli import cli as agent_cli
 from host_tools.cli import cli as kit_cli
 from tests.host_tools.text_folders import save_sentence_encoder
+from tests.talking import make_talking_folder
 
 REPOSITORY = Path(__file__).parents[1]
 RUN, BACKGROUND = "run by tests/test_readme.py", "run by tests/test_readme.py: background"
@@ -80,6 +81,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Ran]]:
     folder = tmp_path_factory.mktemp("readme")
     # What the reader brings: a folder of Hugging Face, and texts.
     save_sentence_encoder(folder / "encoder", max_tokens=128, max_position_embeddings=130)
+    make_talking_folder(folder / "assistant")
     (folder / "texts.txt").write_text("the cat sat on the mat\nthe dog ran far\n")
     ran: list[Ran] = []
     agents: list[subprocess.Popen[str]] = []
@@ -99,7 +101,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Ran]]:
             elif block.mark == RUN and block.language == "python":
                 name = block.text.splitlines()[0].removeprefix("# ")
                 (folder / name).write_text(block.text)
-                if name == "ask.py":
+                if name in {"ask.py", "talk.py"}:
                     ran.append(run(["python", name], folder))
             elif block.mark == RUN:
                 for command in commands(block):
@@ -186,6 +188,13 @@ def test_models_go_and_come_back_while_others_stay(tour: list[Ran]) -> None:
     index = json_from(tour, "localhost:8766/v2/repository/index")
     states = {entry["name"]: entry["state"] for entry in index}
     assert states == {"net": "UNAVAILABLE", "encoder": "READY"}
+
+
+def test_the_chat_model_answers_in_every_way_that_the_text_names(tour: list[Ran]) -> None:
+    assert "int8" in output_of(tour, "--model", "assistant", "--target", "rtx-4060")
+    assert json_from(tour, "localhost:8767/chat")["answer"]
+    assert [m["id"] for m in json_from(tour, "localhost:8767/v1/models")["data"]] == ["assistant"]
+    assert output_of(tour, "talk.py")
 
 
 def test_measuring_shows_what_the_text_says(tour: list[Ran]) -> None:

@@ -73,12 +73,14 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """Why the recording ended, and what is missing from it.
 
     dropped: requests for which the agent had no memory left. unredactable: requests that could
-    hold what was to be redacted, in a form in which it is not found.
+    hold what was to be redacted, in a form in which it is not found. streamed: requests whose
+    answers came as streams, which are not recorded.
     """
 
     reason: EndReason
     dropped: int
     unredactable: int
+    streamed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,5 +241,5 @@ def _summary(file: Path) -> str:
         return f"{text}; {recorded.problem}"
     return (
         f"{text}; ended by {end.reason}; {end.dropped} dropped for want of memory, "
-        f"{end.unredactable} not redactable"
+        f"{end.unredactable} not redactable, {end.streamed} streamed and so not recorded"
     )

@@ -5,7 +5,8 @@
     DELETE /capture   end; what is held can still be fetched
 
 It stands before the handler that answers. A recording that nobody fetches is given up, so the
-agent needs no place to write and little memory.
+agent needs no place to write and little memory. Answers that are streamed pass by: they are
+counted, not recorded.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from edge.capture.capture_file import (
 from edge.capture.recording import Recording, Wish
 from edge.capture.redaction import redacted
 from edge.http_answer import AGENT_FAILED, HttpAnswer, json_error
-from edge.http_connection import Cancel, Handler, Reply
+from edge.http_handler import Cancel, Handler, Reply
 from edge.http_request import HttpRequest
 from edge.http_server import Loop
+from edge.http_stream import HttpStream
 from edge.pool import Pool
 from edge.routes import Route
 
@@ -98,8 +100,11 @@ class Recorder:
             return self._handler(request, reply)
         arrived = self._clock()
 
-        def note(answer: HttpAnswer) -> None:
+        def note(answer: HttpAnswer | HttpStream) -> None:
             reply(answer)
+            if isinstance(answer, HttpStream):
+                recording.note_stream()
+                return
             answered = answer.headers
             recording.add(
                 Exchange(
@@ -205,7 +210,12 @@ class Recorder:
             else:
                 frames.append(frame_bytes(kept))
         if reason is not None:
-            end = End(reason=reason, dropped=recording.dropped, unredactable=recording.unredactable)
+            end = End(
+                reason=reason,
+                dropped=recording.dropped,
+                unredactable=recording.unredactable,
+                streamed=recording.streamed,
+            )
             frames.append(frame_bytes(end))
         return b"".join(frames)
 

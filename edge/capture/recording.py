@@ -33,6 +33,7 @@ class Recording:
         self.started = clock()
         self.dropped = 0
         self.unredactable = 0  # counted by whoever redacts
+        self.streamed = 0
         self._clock = clock
         self._rng = rng
         self._held: deque[Exchange] = deque()
@@ -71,6 +72,11 @@ class Recording:
             self._held.append(exchange)
             self._held_bytes += size
             self._total_bytes += size
+
+    def note_stream(self) -> None:
+        """Count a request that is not held, as its answer is streamed."""
+        if self.end_reason in {None, "time"}:
+            self.streamed += 1
 
     def stop(self) -> None:
         """Take nothing more."""

@@ -77,8 +77,10 @@ class Decoder(Protocol):
 
 
 def capacity_for(length: int, context: int) -> int:
-    """Return how long a cache that grows by doubling is once it has held length positions."""
-    capacity = SMALLEST_CAPACITY
-    while capacity < length:
-        capacity *= 2
-    return min(capacity, context)
+    """Return how long a cache that grows is once it has held length positions.
+
+    Four sizes to each doubling, as all of a cache is read at every step, but none for fewer than
+    SMALLEST_CAPACITY positions more: to grow takes a few milliseconds.
+    """
+    quarter = max(SMALLEST_CAPACITY, (1 << max(length - 1, 0).bit_length()) // 8)
+    return min(max(1, -(-length // quarter)) * quarter, context)

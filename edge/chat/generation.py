@@ -182,12 +182,17 @@ class Generation(Sequence):
 
 
 def check_request(request: GenerationRequest, spec: DecoderSpec) -> None:
-    """Raise InputError unless a model of this spec can take the request.
+    """Raise InputError unless a model of this spec can take the request."""
+    check_prompt(request.prompt, request.max_tokens, spec)
+
+
+def check_prompt(prompt: IntArray, max_tokens: int | None, spec: DecoderSpec) -> None:
+    """Raise InputError unless a model of this spec can go on a prompt [length].
 
     A prompt and its answer share the context: a prompt must be shorter than it, and the answer
     ends with the reason "length" where the context does.
     """
-    length = len(request.prompt)
+    length = len(prompt)
     if length == 0:
         raise InputError("the prompt has no tokens; send at least one")
     if length >= spec.context:
@@ -195,9 +200,9 @@ def check_request(request: GenerationRequest, spec: DecoderSpec) -> None:
             f"the prompt has {length} tokens, and prompt and answer together may have "
             f"{spec.context}; shorten the prompt"
         )
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise InputError(f"max_tokens is {request.max_tokens}; ask for 1 or more")
-    lowest, highest = int(request.prompt.min()), int(request.prompt.max())
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}; ask for 1 or more")
+    lowest, highest = int(prompt.min()), int(prompt.max())
     if lowest < 0 or highest >= spec.vocabulary:
         raise InputError(
             f"the prompt has token {lowest if lowest < 0 else highest}, the model has tokens 0.."

@@ -162,9 +162,24 @@ class Generator:
         return self._inside.scheduler.waiting
 
     @property
+    def queue_depth(self) -> int:
+        """The number of generations that wait, as every runner of a model tells it."""
+        return self.waiting
+
+    @property
     def running(self) -> int:
         """How many lanes have a generation."""
         return self._inside.scheduler.running
+
+    @property
+    def lanes(self) -> int:
+        """How many generations may run at once."""
+        return len(self._inside.scheduler.lanes)
+
+    @property
+    def failures(self) -> int:
+        """How many steps have failed in a row."""
+        return self._inside.stepper.consecutive_failures
 
     @property
     def cache_use(self) -> float:

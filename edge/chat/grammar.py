@@ -77,6 +77,10 @@ class Constraint:
         self._matcher = matcher
         self._bytes = -(-vocabulary // 8)
 
+    def copy(self) -> Constraint:
+        """Return another one of an answer that is as far as this one."""
+        return Constraint(self._matcher.deep_copy(), 8 * self._bytes)
+
     @property
     def is_complete(self) -> bool:
         """Whether the answer can only end now."""

@@ -148,13 +148,18 @@ def pieces_for(
 def layered_model_from_folder(folder: Path) -> LayeredModel:
     """Return what a folder holds; raises StorageError or ModelError."""
     content = read_capped(safe_join(folder, MODEL_FILE), max_bytes=MAX_MODEL_BYTES)
+    return layered_model_from_bytes(content, str(folder / MODEL_FILE))
+
+
+def layered_model_from_bytes(content: bytes, name: str) -> LayeredModel:
+    """Return the model that content spells; raises ModelError. name: of the file."""
     try:
         model = msgspec.json.decode(content, type=LayeredModel)
-    except msgspec.MsgspecError as error:
-        raise ModelError(f"{folder / MODEL_FILE} is malformed: {error}; export it again") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ModelError(f"{name} is malformed: {error}; export it again") from error
     problem = problem_with(model.decoder)
     if problem is None and not (model.capacities and model.chunks):
         problem = "it has no layer for one token, or none for several"
     if problem is not None:
-        raise ModelError(f"{folder / MODEL_FILE}: {problem}; export the model again")
+        raise ModelError(f"{name}: {problem}; export the model again")
     return model

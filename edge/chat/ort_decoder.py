@@ -18,7 +18,13 @@ from edge.chat.spec import (
     decoder_from_metadata,
 )
 from edge.errors import InferenceError, ModelError, first_line
-from edge.onnxruntime_library import load_onnxruntime, onnxruntime_errors, session_options
+from edge.libc import FlushedDenormals, return_free_memory
+from edge.onnxruntime_library import (
+    int8_saturates,
+    load_onnxruntime,
+    onnxruntime_errors,
+    session_options,
+)
 
 # Steps of so few tokens come again in the same shape, so what is bound for them is kept.
 _KEPT_TOKENS = 16
@@ -39,6 +45,7 @@ class OrtDecoder:
         self.grows = cache.grows
         self._session = session
         self._cache = cache
+        self._flushed = FlushedDenormals()
         self._tokens = self._rows = np.empty(0, np.int64)
         self._start = np.empty(lanes, np.int64)
         self._logits = np.empty(0, np.float32)
@@ -56,21 +63,20 @@ class OrtDecoder:
         or is no chat graph.
         """
         ort = load_onnxruntime()
-        options = session_options(ort)
-        options.intra_op_num_threads = intra_op_threads or 0
-        options.log_severity_level = _LOG_SEVERITY
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Weights that are packed for the kernels are freed then, instead of kept in an arena.
-        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        # Every length of a prompt would leave its own plan of memory behind.
-        options.enable_mem_pattern = False
+        options = _options(ort, intra_op_threads)
         try:
-            session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            with (
+                FlushedDenormals()
+            ):  # as ONNX Runtime changes the thread itself, if it is the first
+                session = ort.InferenceSession(
+                    str(graph), options, providers=["CPUExecutionProvider"]
+                )
         except onnxruntime_errors() as error:
             raise ModelError(
                 f"ONNX Runtime cannot open {graph}: {first_line(error)}; export it again, or "
                 "install the onnxruntime version that the bundle was made with"
             ) from error
+        return_free_memory()
         spec = _spec_of(session, graph)
         if context is not None:
             spec = replace(spec, context=min(context, spec.context))
@@ -144,7 +150,8 @@ class OrtDecoder:
         self._start[:lanes] = start
         binding = self._binding(first, start, count, logits)
         try:
-            self._session.run_with_iobinding(binding)
+            with self._flushed:
+                self._session.run_with_iobinding(binding)
         except onnxruntime_errors() as error:
             raise InferenceError(f"ONNX Runtime failed to run: {first_line(error)}") from error
         self._cache.store(first, start, count)
@@ -166,6 +173,21 @@ class OrtDecoder:
                 self._bindings.clear()
             self._bindings[key] = binding
         return binding
+
+
+def _options(ort: Any, intra_op_threads: int | None) -> Any:
+    options = session_options(ort) if int8_saturates() else ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads or 0
+    options.log_severity_level = _LOG_SEVERITY
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    # Of int8 with a scale for each output: the largest block that the kernels know, not 32.
+    options.add_session_config_entry("session.qdq_matmulnbits_block_size", "-1")
+    # Weights that are packed for the kernels are freed then, instead of kept in an arena.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    # Every length of a prompt would leave its own plan of memory behind.
+    options.enable_mem_pattern = False
+    return options
 
 
 def _spec_of(session: Any, graph: Path) -> DecoderSpec:

@@ -10,6 +10,7 @@ window. Forms differ in the caches alone, `key_i` and `value_i` of each layer i:
   `value_i_out` of the same shape; bound to the same memory they are updated in place.
 - "prefix": [prefix, lanes, kv_heads, head_dim] with prefix >= max(start), outputs `key_i_new`,
   `value_i_new` [tokens, lanes, kv_heads, head_dim], for the runner to put at start and behind.
+- "layered" is no graph but many, see `layered`.
 - "concat": [lanes, kv_heads, past, head_dim], past = start in every lane, outputs `key_i_out`,
   `value_i_out` [lanes, kv_heads, past + tokens, head_dim].
 """
@@ -26,9 +27,10 @@ from edge.errors import ModelError
 # Of the ONNX file's metadata; the value is a DecoderSpec as JSON.
 DECODER_KEY = "edge_kit.decoder"
 MAX_LAYERS = 1024
+MAX_LANES = 1024
 MAX_SIZE = 1 << 24  # of every other number: a vocabulary or a context, far beyond what exists
 
-Form = Literal["scatter", "scatter-primitive", "prefix", "concat"]
+Form = Literal["scatter", "scatter-primitive", "prefix", "concat", "layered"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class DecoderSpec:
 
     context: positions that the rotary tables and the cache may hold at most. cache: datatype of
     keys and values. window: positions that a token sees, itself among them; None is all.
-    eos: tokens that end an answer.
+    eos: tokens that end an answer. lanes: rows that the cache has, where that is fixed.
     """
 
     form: Form
@@ -49,6 +51,7 @@ class DecoderSpec:
     cache: Literal["FP32", "FP16"]
     window: int | None = None
     eos: tuple[int, ...] = ()
+    lanes: int | None = None
 
     @property
     def position_bytes(self) -> int:
@@ -76,6 +79,7 @@ def problem_with(spec: DecoderSpec) -> str | None:
         "head_dim": (spec.head_dim, MAX_SIZE),
         "vocabulary": (spec.vocabulary, MAX_SIZE),
         "context": (spec.context, MAX_SIZE),
+        "lanes": (1 if spec.lanes is None else spec.lanes, MAX_LANES),
         "window": (1 if spec.window is None else spec.window, MAX_SIZE),
     }
     for name, (size, highest) in sizes.items():

@@ -67,6 +67,11 @@ class ChatTokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise InputError(f"the prompt cannot be tokenized: {first_line(error)}") from error
 
+    @property
+    def special_names(self) -> frozenset[str]:
+        """The contents of all special tokens."""
+        return frozenset(token.content for token in self._added.values() if token.special)
+
     def is_special(self, token: int) -> bool:
         """Return whether a token is no text, but a sign between texts."""
         added = self._added.get(token)

@@ -1,11 +1,11 @@
-"""Tool calls as models write them: three forms, told by the chat template that taught them.
+"""Tool calls as models write them: in forms that are told by the chat template that taught them.
 
 - "hermes" (Qwen and many others): `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`,
   one after the other.
 - "llama": the whole answer is `{"name": ..., "parameters": {...}}`, after `<|python_tag|>` or not;
   several are parted by `;`.
-- "mistral": `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, or
-  `[TOOL_CALLS]name[ARGS]{...}` for each call.
+- "mistral": `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`.
+- "mistral-named": `[TOOL_CALLS]name[ARGS]{...}` for each call. Both of Mistral's are read alike.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from edge.chat.grammar import json_rule, literal
 from edge.chat.tokenizer import ChatTokenizer
 
-ToolForm = Literal["hermes", "llama", "mistral"]
+ToolForm = Literal["hermes", "llama", "mistral", "mistral-named"]
+MISTRAL: tuple[ToolForm, ...] = ("mistral", "mistral-named")
 START: dict[ToolForm, str] = {
     "hermes": "<tool_call>",
     "llama": "<|python_tag|>",
     "mistral": "[TOOL_CALLS]",
+    "mistral-named": "[TOOL_CALLS]",
 }
+ARGUMENTS = "[ARGS]"
 HERMES_END = "</tool_call>"
 # Signs that mean something within an answer, special tokens or not.
-_SIGNS: dict[ToolForm, tuple[str, ...]] = {
+SIGNS: dict[ToolForm, tuple[str, ...]] = {
     "hermes": (START["hermes"], HERMES_END),
     "llama": (START["llama"],),
-    "mistral": (START["mistral"], "[ARGS]", "[CALL_ID]"),
+    "mistral": (START["mistral"], ARGUMENTS, "[CALL_ID]"),
+    "mistral-named": (START["mistral"], ARGUMENTS, "[CALL_ID]"),
 }
 THINK, THINK_END = "<think>", "</think>"
 _NAMED_CALL = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w*\s*)?(?:\[ARGS\])?\s*(?=\{)")
@@ -54,7 +56,7 @@ class ToolCall:
 def tool_form(template: str) -> ToolForm | None:
     """Return how a model calls tools, None if its chat template knows none."""
     if START["mistral"] in template:
-        return "mistral"
+        return "mistral-named" if ARGUMENTS in template else "mistral"
     if START["hermes"] in template and "<function=" not in template:
         return "hermes"
     if START["llama"] in template or ('"parameters": ' in template and "ipython" in template):
@@ -74,13 +76,13 @@ def is_thinking(prompt: str) -> bool:
 
 def shown_tokens(form: ToolForm | None, tokenizer: ChatTokenizer) -> frozenset[int]:
     """Return the special tokens that `AnswerParser` has to see."""
-    names = (*(_SIGNS[form] if form else ()), THINK, THINK_END)
+    names = (*(SIGNS[form] if form else ()), THINK, THINK_END)
     return frozenset(token for name in names if (token := tokenizer.token_of(name)) is not None)
 
 
 def new_call_id(form: ToolForm | None) -> str:
     """Return an id for a call; templates of Mistral's take no others than nine characters."""
-    if form == "mistral":
+    if form in MISTRAL:
         return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
     return f"call_{secrets.token_hex(12)}"
 
@@ -91,54 +93,12 @@ def calls_from(form: ToolForm, text: str) -> list[tuple[str, str]] | None:
     None if it is anything else than calls.
     """
     try:
-        if form == "mistral":
+        if form in MISTRAL:
             return _mistral_calls(text)
         spans = _objects(text)
         return [_call(msgspec.json.decode(span, type=_Spelled)) for span in spans] or None
     except (ValueError, RecursionError, msgspec.MsgspecError):
         return None
-
-
-def call_grammar(
-    form: ToolForm,
-    tools: Sequence[Mapping[str, Any]],
-    tokenizer: ChatTokenizer,
-    *,
-    parallel: bool,
-    before: str,
-) -> str:
-    """Return the grammar of an answer that calls some of these tools and says nothing else.
-
-    tools: as requests have them, `{"function": {"name", "parameters"}}`. before: what may come
-    before the calls. Raises InputError if their schemas are too long.
-    """
-    key = "parameters" if form == "llama" else "arguments"
-    one = {"anyOf": [_call_schema(tool["function"], key) for tool in tools]}
-    if form == "mistral":
-        many = {"type": "array", "items": one, "minItems": 1}
-        rule = json_rule(many if parallel else {**many, "maxItems": 1}, strict=False)
-        start = literal(START[form], tokenizer.token_of(START[form]))
-        return f"start: {before} {start} calls\ncalls: {rule}\n"
-    call = f"call: {json_rule(one, strict=False)}\n"
-    if form == "llama":
-        return f"start: {before} call\n{call}"
-    start, end = (literal(sign, tokenizer.token_of(sign)) for sign in _SIGNS["hermes"])
-    marked = f'marked: {start} "\\n" call "\\n" {end}\n'
-    more = '("\\n" marked)*' if parallel else ""
-    return f"start: {before} marked {more}\n{marked}{call}"
-
-
-def thought_grammar(tokenizer: ChatTokenizer, *, is_thinking: bool) -> str:
-    """Return what may come before the answer of a model that thinks, within a grammar.
-
-    Nothing if the model has no tokens that part its thoughts from its answer.
-    """
-    start, end = tokenizer.token_of(THINK), tokenizer.token_of(THINK_END)
-    if start is None or end is None:
-        return ""
-    thought = f"/(.|\\n)*/ {literal(THINK_END, end)}"
-    opened = thought if is_thinking else f"({literal(THINK, start)} {thought})?"
-    return f"{opened} /[ \\n]{{0,4}}/"
 
 
 class _Spelled(msgspec.Struct):
@@ -189,15 +149,3 @@ def _mistral_calls(text: str) -> list[tuple[str, str]] | None:
 def _after(pattern: re.Pattern[str], text: str, at: int) -> int:
     match = pattern.match(text, at)
     return at if match is None else match.end()
-
-
-def _call_schema(function: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {
-            "name": {"const": function["name"]},
-            key: function.get("parameters") or {"type": "object"},
-        },
-        "required": ["name", key],
-        "additionalProperties": False,
-    }

@@ -94,14 +94,16 @@ def _over_prefix(
 
 
 def _grouped(positions: Positions, query: str, name: str) -> str:
-    """Scale the queries and put those that share a key below each other: [B, K, G * S, D]."""
+    """Put the queries that share a key below each other, [B, K, G * S, D], and scale them.
+
+    In this order, as ONNX Runtime takes a factor into the product that follows it directly.
+    """
     graph, spec = positions.graph, positions.spec
+    if spec.heads != spec.kv_heads:
+        shape = graph.ints(0, spec.kv_heads, -1, spec.head_dim)
+        query = graph.add("Reshape", query, shape, name=f"{name}.grouped")
     scale = graph.number(1 / math.sqrt(spec.head_dim))
-    scaled = graph.add("Mul", query, scale, name=f"{name}.scaled")
-    if spec.heads == spec.kv_heads:
-        return scaled
-    shape = graph.ints(0, spec.kv_heads, -1, spec.head_dim)
-    return graph.add("Reshape", scaled, shape, name=f"{name}.grouped")
+    return graph.add("Mul", query, scale, name=f"{name}.scaled")
 
 
 def _ungrouped(positions: Positions, mixed: str, name: str) -> str:

@@ -14,9 +14,11 @@ from onnx import TensorProto
 from edge.chat.spec import Form
 from host_tools.chat.attention import add_attention, cache_output_shape, cache_shape
 from host_tools.chat.graph import Graph
+from host_tools.chat.layerwise import HEAD
 from host_tools.chat.linear import Linear, Precision, add_embedding, add_linear
 from host_tools.chat.llm_spec import LlmSpec
 from host_tools.chat.positions import Positions
+from host_tools.chat.scaling import Calibration
 from host_tools.chat.weights import Weights, whole
 
 
@@ -26,6 +28,7 @@ class Plan:
 
     body, head: precision of the layers' weights, and of those that give the logits.
     half_table: whether the embedding is stored as FP16 whatever the activations are.
+    calibration: of the weights that are written, which are ScaledWeights then.
     """
 
     form: Form
@@ -33,6 +36,7 @@ class Plan:
     body: Precision
     head: Precision
     half_table: bool
+    calibration: Calibration | None = None
 
 
 def add_decoder(graph: Graph, spec: LlmSpec, weights: Weights, plan: Plan) -> None:
@@ -167,8 +171,22 @@ class _Layers:
         return self.graph.add("GatherND", x, self._wanted, name=name, batch_dims=1)
 
     def _linear(self, x: str, name: str, layers: tuple[str, ...], *, bias: bool) -> str:
-        linear = Linear(name=name, layers=layers, bias=bias)
-        return add_linear(self.graph, self.weights, x, linear, self.plan.body)
+        return self.add_linear(x, name, layers, self.plan.body, bias=bias)
+
+    def add_linear(
+        self,
+        x: str,
+        name: str,
+        layers: tuple[str, ...],
+        precision: Precision,
+        *,
+        bias: bool = False,
+    ) -> str:
+        """Add layers that read the same activations, with what calibration found about these."""
+        calibration = self.plan.calibration
+        activations = None if calibration is None else calibration.sites[layers[0]]
+        linear = Linear(name=name, layers=layers, bias=bias, activations=activations)
+        return add_linear(self.graph, self.weights, x, linear, precision)
 
 
 def _add_logits(layers: _Layers, hidden: str) -> None:
@@ -176,14 +194,14 @@ def _add_logits(layers: _Layers, hidden: str) -> None:
     graph, spec, plan = layers.graph, layers.spec, layers.plan
     x = layers.norm(hidden, "model.norm", "norm")
     last = "head" if graph.half else "logits"
-    if spec.tied and plan.head == "float" and graph.half >= plan.half_table:
+    is_table = spec.tied and plan.calibration is None
+    if is_table and plan.head == "float" and graph.half >= plan.half_table:
         # The table of the embedding, not a copy of it.
         table = graph.add("Transpose", "model.embed_tokens.weight", name="head.weight", perm=(1, 0))
         logits = graph.add("MatMul", x, table, name=last)
     else:
-        layer = "model.embed_tokens" if spec.tied else "lm_head"
-        linear = Linear(name=last, layers=(layer,))
-        logits = add_linear(graph, layers.weights, x, linear, plan.head)
+        layer = "model.embed_tokens" if is_table else HEAD
+        logits = layers.add_linear(x, last, (layer,), plan.head)
     if graph.half:
         graph.add("Cast", logits, name="logits", to=TensorProto.FLOAT)
     graph.output("logits", TensorProto.FLOAT, ("lanes", "wanted", spec.vocabulary))

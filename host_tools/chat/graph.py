@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, external_data_helper, helper
 
+from host_tools.chat.weights import cast
+
 PAGE_BYTES = 4096  # weights begin at pages, so that they can be mapped into memory
 ITEM_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
@@ -142,7 +144,7 @@ class Graph:
 
     def floats(self, name: str, array: npt.NDArray[Any]) -> str:
         """Write a constant of the activations' type and return its name."""
-        array = array.astype(self.float_dtype)
+        array = cast(array, self.float_dtype, name)
         return self.weight(name, self.float_type, array.shape, [array])
 
     def model(self, *, producer: str, version: str) -> onnx.ModelProto:

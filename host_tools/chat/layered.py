@@ -33,7 +33,9 @@ from edge.errors import UsageError
 from edge.files import atomic_write, storage_errors
 from host_tools.chat.graph import Graph, WeightFile
 from host_tools.chat.layered_weights import write_weights
+from host_tools.chat.layout import check_layout
 from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
+from host_tools.chat.lora import merge_adapters
 from host_tools.chat.weights import Checkpoint
 from host_tools.errors import ExportError
 
@@ -49,22 +51,25 @@ def write_layered(
     chunks: tuple[int, ...],
     capacities: tuple[int, ...],
     half: bool,
+    adapters: tuple[Path, ...] = (),
 ) -> LayeredModel:
     """Write the pieces and the weights of a Hugging Face folder into a new folder `out`.
 
     lanes, chunks, capacities: see `edge.chat.layered.pieces_for`; the largest capacity is the
-    context. half: FP16, else FP32. Raises UsageError, ExportError or StorageError.
+    context. half: FP16, else FP32. adapters: see `writer.WriteOptions`.
+    Raises UsageError, ExportError or StorageError.
     """
     spec = llm_spec_from_folder(folder)
+    checkpoint = Checkpoint.from_folder(folder)
+    check_layout(spec, checkpoint.shapes, folder)
+    weights, spec = merge_adapters(checkpoint, spec, adapters)
     model = layered_model(spec, lanes=lanes, chunks=chunks, capacities=capacities, half=half)
     with storage_errors("write", out):
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         write_graphs(spec, model, scratch)
         with storage_errors("write", scratch / WEIGHTS_FILE):
-            tensors = write_weights(
-                scratch / WEIGHTS_FILE, spec, Checkpoint.from_folder(folder), model
-            )
+            tensors = write_weights(scratch / WEIGHTS_FILE, spec, weights, model)
         model = replace(model, tensors=tensors)
         atomic_write(scratch / MODEL_FILE, msgspec.json.encode(model))
         with storage_errors("write", out):
@@ -94,7 +99,8 @@ def layered_model(
         )
     return LayeredModel(
         decoder=DecoderSpec(
-            form="scatter",
+            form="layered",
+            lanes=lanes,
             layers=spec.layers,
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,

@@ -7,12 +7,14 @@ reads are left alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import msgspec
 
+from edge.chat.spec import MAX_LAYERS, MAX_SIZE
 from edge.errors import UsageError
 from edge.files import read_capped
 from host_tools.chat.rope import Rope, Scaling, yarn_attention_factor
@@ -27,6 +29,7 @@ ARCHITECTURES: dict[str, Family] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+MSCALES = ("mscale", "mscale_all_dim")
 ROPE_FIELDS: dict[Scaling, set[str]] = {
     "default": set(),
     "linear": {"factor"},
@@ -42,8 +45,7 @@ ROPE_FIELDS: dict[Scaling, set[str]] = {
         "attention_factor",
         "beta_fast",
         "beta_slow",
-        "mscale",
-        "mscale_all_dim",
+        *MSCALES,
         "truncate",
     },
 }
@@ -117,14 +119,17 @@ def llm_spec_from_config(
         if fields.get(name, values[0]) not in values:
             fields.refuse(name, f"the writer knows {values[0]!r} only")
     hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
-    layers = fields.count("num_hidden_layers")
+    layers = fields.count("num_hidden_layers", highest=MAX_LAYERS)
+    if hidden % heads and family != "qwen3" and not fields.get("head_dim"):
+        fields.refuse("hidden_size", f"{heads} heads cannot share it evenly")
     head_dim = fields.count("head_dim", 128 if family == "qwen3" else hidden // heads)
     kv_heads = fields.count("num_key_value_heads", heads)
     if heads % kv_heads:
         fields.refuse("num_key_value_heads", f"{heads} query heads cannot share them evenly")
     if head_dim % 2:
         fields.refuse("head_dim", "rotary embeddings need an even one")
-    context = fields.count("max_position_embeddings")
+    rope = _rope(fields)
+    context = max(fields.count("max_position_embeddings"), rope.scaled_context)
     vocabulary = fields.count("vocab_size")
     bias = fields.flag("attention_bias") if family in {"llama", "qwen3"} else False
     return LlmSpec(
@@ -137,7 +142,7 @@ def llm_spec_from_config(
         kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=_rope(fields, context),
+        rope=rope,
         context=context,
         windows=_windows(fields, family, layers),
         tied=fields.flag("tie_word_embeddings"),
@@ -163,20 +168,25 @@ class _Fields:
     def has(self, name: str) -> bool:
         return name in self._config
 
+    def is_null(self, name: str) -> bool:
+        return self.has(name) and self._config[name] is None
+
     def names(self) -> set[str]:
         return set(self._config)
 
-    def count(self, name: str, default: int | None = None) -> int:
+    def count(self, name: str, default: int | None = None, highest: int = MAX_SIZE) -> int:
         value = self.get(name, default)
         if value is None:
-            raise ExportError(f"{self._where}: {name} is missing; the model cannot be written")
-        if type(value) is not int or value < 1:
-            self.refuse(name, "it must be a positive whole number")
+            self._miss(name)
+        if type(value) is not int or not 1 <= value <= highest:
+            self.refuse(name, f"it must be a whole number, 1..{highest}")
         return int(value)
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float | None = None) -> float:
         value = self.get(name, default)
-        if type(value) not in {int, float} or value <= 0:
+        if value is None:
+            self._miss(name)
+        if type(value) not in {int, float} or not 0 < value < math.inf:
             self.refuse(name, "it must be a positive number")
         return float(value)
 
@@ -191,6 +201,9 @@ class _Fields:
         if not isinstance(value, dict):
             self.refuse(name, "it must be an object")
         return _Fields(value, f"{self._where}: {name}")
+
+    def _miss(self, name: str) -> NoReturn:
+        raise ExportError(f"{self._where}: {name} is missing; the model cannot be written")
 
     def refuse(self, name: str, reason: str) -> NoReturn:
         raise ExportError(f"{self._where}: {name} is {self.get(name)!r}; {reason}")
@@ -209,12 +222,12 @@ def _family(fields: _Fields) -> Family:
     return family
 
 
-def _rope(fields: _Fields, context: int) -> Rope:
+def _rope(fields: _Fields) -> Rope:
     """Read `rope_parameters` of transformers 5, or `rope_scaling` and `rope_theta` before it."""
     name = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     rope = fields.below(name)
     scaling: Any = rope.get("rope_type", rope.get("type", "default"))
-    if scaling not in ROPE_FIELDS:
+    if scaling not in tuple(ROPE_FIELDS):
         rope.refuse(
             "rope_type" if rope.has("rope_type") else "type",
             f"the writer knows {', '.join(ROPE_FIELDS)}",
@@ -227,8 +240,9 @@ def _rope(fields: _Fields, context: int) -> Rope:
     theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
     if scaling == "default":
         return Rope(theta=theta)
+    context = fields.count("max_position_embeddings")
     original = rope.count("original_max_position_embeddings", context)
-    factor = rope.number("factor", context / original)
+    factor = rope.number("factor", context / original if scaling == "yarn" else None)
     if scaling == "yarn":
         return Rope(
             theta=theta,
@@ -239,7 +253,9 @@ def _rope(fields: _Fields, context: int) -> Rope:
             beta_slow=rope.number("beta_slow", 1.0),
             attention_factor=rope.number(
                 "attention_factor",
-                yarn_attention_factor(factor, rope.get("mscale"), rope.get("mscale_all_dim")),
+                yarn_attention_factor(
+                    factor, *(rope.number(n) if rope.get(n) else None for n in MSCALES)
+                ),
             ),
             truncate=rope.flag("truncate", True),
         )
@@ -248,8 +264,8 @@ def _rope(fields: _Fields, context: int) -> Rope:
         scaling=scaling,
         factor=factor,
         original_context=original,
-        low_freq_factor=rope.number("low_freq_factor", 1.0),
-        high_freq_factor=rope.number("high_freq_factor", 4.0),
+        low_freq_factor=rope.number("low_freq_factor", 1.0 if scaling == "linear" else None),
+        high_freq_factor=rope.number("high_freq_factor", 4.0 if scaling == "linear" else None),
     )
 
 
@@ -259,18 +275,21 @@ def _windows(fields: _Fields, family: Family, layers: int) -> tuple[int | None, 
     if family == "mistral":
         if fields.get("layer_types"):
             fields.refuse("layer_types", "a Mistral model has one kind of layers")
-        is_missing = not fields.has("sliding_window")
-        size = 4096 if is_missing else fields.get("sliding_window")
-        return (None if size is None else fields.count("sliding_window", 4096),) * layers
-    if not fields.flag("use_sliding_window"):
+        if fields.is_null("sliding_window"):
+            return (None,) * layers
+        return (fields.count("sliding_window", 4096),) * layers
+    if not fields.flag("use_sliding_window") or fields.is_null("sliding_window"):
         return (None,) * layers
     size = fields.count("sliding_window", 4096)
     first = fields.get("max_window_layers", 28)
+    if type(first) is not int:
+        fields.refuse("max_window_layers", "it must be a whole number")
     kinds = fields.get("layer_types")
     if kinds is None:
         kinds = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
-    if len(kinds) != layers or set(kinds) - {"full_attention", "sliding_attention"}:
-        fields.refuse("layer_types", f"it must name full_attention or sliding_attention {layers} x")
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers or any(k not in known for k in kinds):
+        fields.refuse("layer_types", f"it must name {' or '.join(known)} for {layers} layers")
     return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 
 

@@ -36,6 +36,14 @@ class Rope:
     attention_factor: float = 1.0
     truncate: bool = True
 
+    @property
+    def scaled_context(self) -> int:
+        """Positions that a model is meant for with "yarn", which is often asked for without them.
+
+        Its users add it to a config.json whose max_position_embeddings stays what it was.
+        """
+        return round(self.original_context * self.factor) if self.scaling == "yarn" else 0
+
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> FloatArray:
     """Return the rotation per position of each pair, shape (head_dim / 2,), in radians.

@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 
 MAX_HEADER_BYTES = 100 << 20
 MAX_INDEX_BYTES = 100 << 20
-CHUNK_BYTES = 32 << 20  # of float32 in memory at a time
+CHUNK_BYTES = 1 << 20  # of float32 at a time: what is made of it stays in the cache of a core
 # BF16 is the upper half of a float32, which numpy has no type for.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
@@ -61,6 +61,15 @@ def in_chunks(weights: Weights, name: str) -> Iterator[tuple[int, FloatArray]]:
         yield begin, weights.rows(name, begin, min(begin + step, count))
 
 
+def cast(values: FloatArray, dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+    """Return values in another type; raises ExportError if one of them is too large for it."""
+    try:
+        with np.errstate(over="raise"):
+            return values.astype(dtype)
+    except FloatingPointError as error:
+        raise ExportError(f"{name} has values beyond those of {dtype}; write fp32") from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
     """Where the values of one tensor are."""
@@ -72,12 +81,11 @@ class _Place:
 
 
 class Checkpoint:
-    """The tensors of safetensors files; remembers which were read."""
+    """The tensors of safetensors files."""
 
     def __init__(self, places: dict[str, _Place], where: Path) -> None:
         self._places = places
         self._where = where
-        self._unread = set(places)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Checkpoint:
@@ -108,14 +116,9 @@ class Checkpoint:
         return cls(_places_in(path), path)
 
     @property
-    def names(self) -> frozenset[str]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """All tensors."""
-        return frozenset(self._places)
-
-    @property
-    def unread(self) -> frozenset[str]:
-        """Tensors of which nothing was read so far."""
-        return frozenset(self._unread)
+        return {name: place.shape for name, place in self._places.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """See Weights."""
@@ -131,9 +134,10 @@ class Checkpoint:
             content = file.read((end - begin) * row * dtype.itemsize)
         if len(content) != (end - begin) * row * dtype.itemsize:
             raise ExportError(f"{place.path} ends inside {name}; copy the file again")
-        values = np.frombuffer(content, dtype)
-        self._unread.discard(name)
-        return _as_float32(values, place.dtype).reshape(end - begin, *place.shape[1:])
+        values = _as_float32(np.frombuffer(content, dtype), place.dtype)
+        if not np.isfinite(values).all():
+            raise ExportError(f"{place.path}: {name} holds NaN or infinity; the model is spoilt")
+        return values.reshape(end - begin, *place.shape[1:])
 
     def _place(self, name: str) -> _Place:
         if name not in self._places:

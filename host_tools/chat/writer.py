@@ -7,14 +7,14 @@ needs memory for its largest matrix, not for itself.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-import msgspec
 import onnx
 
 from calibration.model_file import PROVENANCE_KEY, set_metadata
@@ -25,21 +25,22 @@ from edge.files import storage_errors, sync_directory
 from edge.manifest import Provenance
 from host_tools.chat.decoder import Plan, add_decoder
 from host_tools.chat.graph import Graph, WeightFile
+from host_tools.chat.layout import check_layout
 from host_tools.chat.linear import Precision
 from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
-from host_tools.chat.weights import Checkpoint
-from host_tools.errors import ExportError
+from host_tools.chat.lora import merge_adapters
+from host_tools.chat.scaling import Calibration, ScaledWeights
+from host_tools.chat.weights import Checkpoint, Weights
 from host_tools.graph import Say
 
-WeightType = Literal["fp32", "fp16", "int8", "int4"]
+WeightType = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
 
 # Longer contexts have to be asked for: their caches would fill a small device.
 DEFAULT_CONTEXT = 32768
 # TensorRT 8.5 ends at opset 17; int4 came with 21, TensorScatter and Attention over it with 24.
 OPSETS: dict[Form, int] = {"scatter": 24, "scatter-primitive": 24, "prefix": 17, "concat": 17}
 INT4_OPSET = 21
-# Buffers that old checkpoints carry and no layer reads.
-COMPUTED = ("rotary_emb.inv_freq",)
+HALF_SCALE_OPSET = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +49,18 @@ class WriteOptions:
 
     context: positions that the cache may hold; None is what the model was made for, at most
     DEFAULT_CONTEXT. half: whether activations and cache are FP16; None is so for "fp16" alone.
+    adapters: folders of LoRA adapters, merged in this order. head: precision of the matrix that
+    gives the logits, which int4 costs most; None is that of the other weights. calibration: from
+    `calibrate.calibrate_chat`, for the same type of weights; "w8a8" needs one.
     """
 
-    form: Form = "scatter"
+    form: Form = "scatter-primitive"
     weights: WeightType = "fp32"
     context: int | None = None
     half: bool | None = None
+    adapters: tuple[Path, ...] = ()
+    head: Precision | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +80,17 @@ def write_decoder(
     Raises UsageError, ExportError or StorageError; what was at `out` is untouched then.
     """
     spec = llm_spec_from_folder(folder)
-    checkpoint = Checkpoint.from_folder(folder)
     plan = _plan(spec, options)
+    checkpoint = Checkpoint.from_folder(folder)
+    check_layout(spec, checkpoint.shapes, folder)
+    weights, spec = merge_adapters(checkpoint, spec, options.adapters)
     say(_words(spec, checkpoint))
     with storage_errors("write", out):
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        model, weight_bytes = _model(spec, checkpoint, plan, options, scratch, out.name)
-        _check_unread(spec, checkpoint, folder)
+        model, weight_bytes = _model(spec, weights, plan, options, scratch, out.name)
         decoder = _decoder_spec(spec, plan, options)
-        _describe(model, decoder, folder)
+        _describe(model, decoder, (folder, *options.adapters))
         with storage_errors("write", out):
             (scratch / out.name).write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(scratch / out.name), full_check=True)
@@ -104,37 +112,55 @@ def _plan(spec: LlmSpec, options: WriteOptions) -> Plan:
     if options.weights == "fp32" and options.half:
         raise UsageError("weights fp32 with activations fp16: give weights fp16")
     body: Precision = "float"
-    if options.weights in {"int8", "int4"}:
-        body = "int8" if options.weights == "int8" else "int4"
+    if options.weights in {"int8", "int4", "w8a8"}:
+        body = cast(Precision, options.weights)
+    _check_calibration(options)
     return Plan(
         form=options.form,
         context=context,
         body=body,
-        head=body,
+        head=body if options.head is None else options.head,
         half_table=options.weights != "fp32",
+        calibration=options.calibration,
     )
+
+
+def _check_calibration(options: WriteOptions) -> None:
+    if options.calibration is None:
+        if "w8a8" in {options.weights, options.head}:
+            raise UsageError("w8a8 needs the ranges of activations; calibrate the model with text")
+    elif options.calibration.weights != options.weights:
+        raise UsageError(
+            f"the calibration is for {options.calibration.weights}, the weights are to be "
+            f"{options.weights}; calibrate for these"
+        )
 
 
 def _model(
     spec: LlmSpec,
-    checkpoint: Checkpoint,
+    weights: Weights,
     plan: Plan,
     options: WriteOptions,
     scratch: Path,
     name: str,
 ) -> tuple[onnx.ModelProto, int]:
     opset = OPSETS[plan.form]
-    if plan.body == "int4":
-        opset = max(opset, INT4_OPSET)
     half = options.weights == "fp16" if options.half is None else options.half
+    kinds = {plan.body, plan.head}
+    if "int4" in kinds:
+        opset = max(opset, INT4_OPSET)
+    elif "w8a8" in kinds and half:
+        opset = max(opset, HALF_SCALE_OPSET)
     data = weights_path(scratch / name)
     with storage_errors("write", data), data.open("wb") as file:
-        weights = WeightFile(file, data.name)
-        graph = Graph(opset=opset, half=half, weights=weights)
-        add_decoder(graph, spec, checkpoint, plan)
+        stored = WeightFile(file, data.name)
+        graph = Graph(opset=opset, half=half, weights=stored)
+        if plan.calibration is not None:
+            weights = ScaledWeights(weights, spec, plan.calibration)
+        add_decoder(graph, spec, weights, plan)
         file.flush()
         os.fsync(file.fileno())
-    return graph.model(producer="edge-kit", version=__version__), weights.size_bytes
+    return graph.model(producer="edge-kit", version=__version__), stored.size_bytes
 
 
 def _decoder_spec(spec: LlmSpec, plan: Plan, options: WriteOptions) -> DecoderSpec:
@@ -152,23 +178,14 @@ def _decoder_spec(spec: LlmSpec, plan: Plan, options: WriteOptions) -> DecoderSp
     )
 
 
-def _describe(model: onnx.ModelProto, decoder: DecoderSpec, folder: Path) -> None:
+def _describe(model: onnx.ModelProto, decoder: DecoderSpec, folders: tuple[Path, ...]) -> None:
     provenance = Provenance(
-        source=folder.name,
+        source=" + ".join(folder.resolve().name for folder in folders),
         opset=model.opset_import[0].version,
         exporter="edge-kit chat",
         tools={"onnx": importlib.metadata.version("onnx")},
     )
     set_metadata(model, {DECODER_KEY: decoder, PROVENANCE_KEY: provenance})
-
-
-def _check_unread(spec: LlmSpec, checkpoint: Checkpoint, folder: Path) -> None:
-    """A tensor that no layer reads means that the model computes more than was written."""
-    allowed = {"lm_head.weight"} if spec.tied else set()
-    left = sorted(n for n in checkpoint.unread - allowed if not n.endswith(COMPUTED))
-    if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise ExportError(f"{folder}: the writer has no use for tensor {left[0]}{more}")
 
 
 def _put(scratch: Path, out: Path) -> None:
@@ -182,15 +199,8 @@ def _put(scratch: Path, out: Path) -> None:
 
 
 def _words(spec: LlmSpec, checkpoint: Checkpoint) -> str:
-    count = sum(msgspec.convert(_product(checkpoint.shape(name)), int) for name in checkpoint.names)
+    count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     return (
         f"{spec.family}: {count / 1e6:,.0f} M parameters, {spec.layers} layers, "
         f"{spec.heads} heads over {spec.kv_heads}, vocabulary {spec.vocabulary:,}"
     )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

@@ -11,7 +11,8 @@ import pytest
 
 from edge import manifest as m
 from edge.errors import BundleError
-from edge.manifest import bytes_from_manifest, manifest_from_bytes
+from edge.manifest import bytes_from_manifest
+from edge.manifest_reading import manifest_from_bytes
 from tests.bundles import affine_parts
 
 Change = Callable[[Any], object]

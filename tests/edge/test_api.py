@@ -1,114 +1,45 @@
-import contextlib
 import gzip
 import json
-import logging
-import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from flask import Flask
-from werkzeug.test import Client, TestResponse
+from werkzeug.test import Client
 
 from edge import __version__
-from edge.api import create_app
-from edge.bundle import Bundle
-from edge.choice import Choice
-from edge.errors import InferenceError
-from edge.http_server import AppHandler, Loop
-from edge.infer import InferHandler
-from edge.inference import Inference
-from edge.latency import LatencyWindow
-from edge.places import Places
-from edge.replicas import Replicas
-from edge.self_test import SelfTest
-from edge.serving import ServedModel, Serving
-from edge.statistics import ModelStatistics
+from edge.serving import Serving
 from edge.worker import Worker
-from tests.bundles import affine_parts
-from tests.fakes import DEADLINE_S, FakeSession, Gate, affine_worker
-from tests.handlers import client_of, turning
+from tests.edge.api_clients import (
+    GOOD,
+    INFER,
+    MAX_BODY_BYTES,
+    X,
+    affine_serving,
+    asking,
+    error_of,
+    good,
+    loading,
+    make_app,
+)
+from tests.fakes import FakeSession, Gate
 from tests.models import affine
-
-MAX_BODY_BYTES = 4096
-X = np.array([[1, 2, 3, 4]], np.float32)
-GOOD = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": X.tolist()}]}
-INFER = "/v2/models/affine/infer"
 
 
 @pytest.fixture
 def serving() -> Serving:
-    bundle = Bundle(root=Path("/nowhere"), manifest=affine_parts()[0], signed_by=None)
-    return Serving(bundle, started=0.0, allow_unsigned=True)
+    return affine_serving()
 
 
 @pytest.fixture
 def load(serving: Serving) -> Iterator[Callable[..., Worker]]:
-    workers: list[Worker] = []
-
-    def load(session: FakeSession, *, queue_size: int = 4) -> Worker:
-        model = serving.bundle.manifest.models[0]
-        worker = affine_worker(lambda: session, queue_size=queue_size)
-        workers.append(worker)
-        worker.start()
-        serving.served = {
-            "affine": ServedModel(
-                model=model,
-                bundle=serving.bundle,
-                choice=Choice(
-                    variant=model.variants[0], means="ort-cpu", why="it is first", refused=()
-                ),
-                self_test=SelfTest(cases=1, output="y", relative_error=0.0, tolerance=0.1),
-                worker=Replicas([worker]),
-                places=Places("affine", queue_size + 1),
-                metrics=serving.metrics.for_model("affine"),
-                latency=LatencyWindow(),
-                statistics=ModelStatistics(),
-            )
-        }
-        serving.phase = "serving"
-        return worker
-
-    yield load
-    for worker in workers:
-        assert worker.stop(DEADLINE_S)
-
-
-class NoChanges:
-    """A repository that nobody may ask."""
-
-
-def make_app(serving: Serving) -> Flask:
-    return create_app(
-        serving,
-        NoChanges(),  # type: ignore[arg-type]
-        max_body_bytes=MAX_BODY_BYTES,
-        clock=time.monotonic,
-    )
+    with loading(serving) as load:
+        yield load
 
 
 @pytest.fixture
 def ask(serving: Serving) -> Iterator[Callable[..., Client]]:
-    """Return a client of the handler that the agent's server has, over the state in `serving`."""
-    with contextlib.ExitStack() as stack:
-
-        def ask(*, request_timeout_s: float = DEADLINE_S) -> Client:
-            loop = Loop()
-            inference = Inference(
-                serving,
-                max_body_bytes=MAX_BODY_BYTES,
-                request_timeout_s=request_timeout_s,
-                clock=time.monotonic,
-            )
-            handler = InferHandler(inference, loop, AppHandler(make_app(serving), loop))
-            stack.callback(handler.close)
-            stack.enter_context(turning(loop))
-            return client_of(handler, loop)
-
+    with asking(serving) as ask:
         yield ask
 
 
@@ -116,16 +47,6 @@ def ask(serving: Serving) -> Iterator[Callable[..., Client]]:
 def client(load: Callable[..., Worker], ask: Callable[..., Client]) -> Client:
     load(FakeSession())
     return ask()
-
-
-def error_of(response: TestResponse, status: int) -> str:
-    """Return the error text of a response, having checked its form."""
-    assert response.status_code == status, response.data
-    assert response.content_type == "application/json"
-    message = response.get_json()["error"]
-    assert isinstance(message, str)
-    assert message
-    return message
 
 
 def test_health(client: Client) -> None:
@@ -182,10 +103,6 @@ def test_json_inference(client: Client, path: str) -> None:
 
 def test_a_content_type_is_not_required(client: Client) -> None:
     assert client.post(INFER, data=json.dumps(GOOD)).status_code == 200
-
-
-def good(**changes: Any) -> str:
-    return json.dumps({"inputs": [{**GOOD["inputs"][0], **changes}]})
 
 
 @pytest.mark.parametrize(
@@ -358,90 +275,6 @@ def test_a_wrong_method_is_a_405_that_names_the_right_one(
     response = client.open(path, method=method)
     assert method in error_of(response, 405)
     assert response.headers["Allow"] in {"POST", "GET, HEAD"}
-
-
-def test_a_full_queue_is_a_429_that_says_when_to_retry(
-    ask: Callable[..., Client], load: Callable[..., Worker]
-) -> None:
-    gate = Gate()
-    worker = load(FakeSession(before_run=gate), queue_size=1)
-    client = ask()
-    with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(client.post, INFER, data=good())
-        gate.wait_entered()
-        waiting = pool.submit(worker.infer, {"x": X}, deadline=None)
-        while worker.queue_depth == 0 and not waiting.done():
-            pass
-        response = client.post(INFER, data=good())
-        assert "retry later" in error_of(response, 429)
-        assert response.headers["Retry-After"] == "1"
-        gate.open()
-        assert running.result(DEADLINE_S).status_code == 200
-
-
-def test_a_late_answer_is_a_504(ask: Callable[..., Client], load: Callable[..., Worker]) -> None:
-    gate = Gate()
-    load(FakeSession(before_run=gate))
-    client = ask(request_timeout_s=0.01)
-    assert "time limit" in error_of(client.post(INFER, data=good()), 504)
-    gate.open()
-
-
-def test_a_backend_failure_is_a_500_without_internals(
-    ask: Callable[..., Client], load: Callable[..., Worker]
-) -> None:
-    def fail() -> None:
-        raise InferenceError("CUDA error 700 at /opt/secret.cc:12")
-
-    load(FakeSession(before_run=fail))
-    client = ask()
-    for attempt in range(4):
-        message = error_of(client.post(INFER, data=good()), 500)
-        assert "secret" not in message
-        assert client.get("/v2/health/ready").status_code == (200 if attempt < 2 else 503)
-    assert client.get("/v2/health/live").status_code == 200
-    assert "failing" in error_of(client.get("/v2/health/ready"), 503)
-
-
-def test_a_bug_is_a_500_without_internals_and_logged(
-    ask: Callable[..., Client], load: Callable[..., Worker], caplog: pytest.LogCaptureFixture
-) -> None:
-    load(FakeSession(compute=lambda x: {"y": x}))  # no "s": encoding trips over it
-    client = ask()
-    with caplog.at_level(logging.ERROR):
-        message = error_of(client.post(INFER, data=good()), 500)
-    assert "KeyError" not in message
-    assert any(record.exc_info for record in caplog.records)
-
-
-def test_nan_in_a_json_answer_is_a_400_that_names_binary(
-    ask: Callable[..., Client], load: Callable[..., Worker]
-) -> None:
-    load(FakeSession(compute=lambda x: {name: a * np.nan for name, a in affine(x).items()}))
-    client = ask()
-    assert "binary_data" in error_of(client.post(INFER, data=good()), 400)
-    asked = {**GOOD, "parameters": {"binary_data_output": True}}
-    assert client.post(INFER, json=asked).status_code == 200
-
-
-def test_while_starting_the_agent_is_live_and_describes_its_models_but_is_not_ready(
-    ask: Callable[..., Client],
-) -> None:
-    client = ask()
-    assert client.get("/v2/health/live").status_code == 200
-    assert client.get("/v2/models/affine").status_code == 200
-    assert client.get("/telemetry").status_code == 200
-    assert "starting" in error_of(client.get("/v2/health/ready"), 503)
-    assert "starting" in error_of(client.get("/v2/models/affine/ready"), 503)
-    assert "starting; wait until" in error_of(client.post(INFER, data=good()), 503)
-
-
-def test_while_stopping_the_agent_answers_but_is_not_ready(
-    serving: Serving, client: Client
-) -> None:
-    serving.phase = "stopping"
-    assert "stopping" in error_of(client.get("/v2/health/ready"), 503)
-    assert client.post(INFER, data=good()).status_code == 200
 
 
 def test_metrics_and_telemetry_count_every_outcome(client: Client) -> None:

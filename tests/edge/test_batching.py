@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from edge.batching import MAX_PADDED_COST, Extent, Plan
 from edge.errors import BundleError
-from edge.manifest import Batching, bytes_from_manifest, manifest_from_bytes
+from edge.manifest import Batching, bytes_from_manifest
+from edge.manifest_reading import manifest_from_bytes
 from edge.spec import Feeds, Profile, ShapeRange, TensorSpec, check_feeds
 from edge.tensor_bytes import object_array
 from tests.bundles import affine_parts

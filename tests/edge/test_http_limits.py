@@ -14,8 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edge.http_answer import HttpAnswer, json_error
 from edge.http_connection import ARRIVAL_S, Connection, Rules
+from edge.http_handler import Reply
 from edge.http_limits import Budget, ClientPlaces, client_from_address
 from edge.http_request import HttpRequest
+from edge.http_stream import HttpStream
 
 MAX_BODY_BYTES = 100
 MOST = 2
@@ -70,13 +72,15 @@ class Wire(asyncio.Transport):
         self.sent = b""
         self.connection: Any = None
         self.is_lost = False
+        self.is_told = False
         self.reads = True
 
     def write(self, data: Any) -> None:
+        assert not self.is_told
         self.sent += data
 
     def writelines(self, chunks: Any) -> None:
-        self.sent += b"".join(chunks)
+        self.write(b"".join(chunks))
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -102,22 +106,34 @@ class Wire(asyncio.Transport):
     def abort(self) -> None:
         if not self.is_lost:
             self.is_lost = True
-            self._loop.call_soon(lambda: self.connection.connection_lost(None))
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self.is_told = True
+        self.connection.connection_lost(None)
 
 
 class SlowHandler:
     """Answers when told; refuses what is sent to /full."""
 
     def __init__(self) -> None:
-        self.waiting: list[Callable[[HttpAnswer], None]] = []
+        self.waiting: list[Reply] = []
+        self.streams: dict[Reply, HttpStream] = {}  # begun and not ended
+        self.over: list[HttpStream] = []  # cancelled or ended
 
     def admit(self, method: str, path: str) -> HttpAnswer | None:
         return json_error(429, "full") if path == "/full" else None
 
-    def __call__(self, request: HttpRequest, reply: Callable[[HttpAnswer], None]) -> Any:
+    def __call__(self, request: HttpRequest, reply: Reply) -> Any:
+        def cancel() -> None:  # called once at most, and only for what is not over
+            if reply in self.streams:
+                self.over.append(self.streams.pop(reply))
+            else:
+                self.waiting.remove(reply)
+
         assert request.path != "/full"
         self.waiting.append(reply)
-        return lambda: self.waiting.remove(reply)
+        return cancel
 
     def close(self) -> None:
         pass
@@ -181,6 +197,31 @@ class Clients(RuleBasedStateMachine):
         reply = self.handler.waiting.pop(number % len(self.handler.waiting))
         reply(HttpAnswer(status=200, body=b"{}"))
 
+    @precondition(lambda self: self.handler.waiting)
+    @rule(number=st.integers(0, 7))
+    def begin_to_answer(self, number: int) -> None:
+        reply = self.handler.waiting.pop(number % len(self.handler.waiting))
+        self.handler.streams[reply] = stream = HttpStream(headers={})
+        reply(stream)
+
+    @precondition(lambda self: self.handler.streams)
+    @rule(number=st.integers(0, 7), end=st.sampled_from(["end", "break off", "not yet"]))
+    def go_on(self, number: int, end: str) -> None:
+        streams = self.handler.streams
+        reply = list(streams)[number % len(streams)]
+        streams[reply].send(b"token")
+        if end != "not yet":
+            stream = streams.pop(reply)
+            self.handler.over.append(stream)
+            (stream.end if end == "end" else stream.break_off)()
+
+    @precondition(lambda self: self.handler.over)
+    @rule(number=st.integers(0, 7), end=st.booleans())
+    def go_on_with_what_is_over(self, number: int, end: bool) -> None:
+        stream = self.handler.over[number % len(self.handler.over)]
+        stream.send(b"for nobody")
+        (stream.end if end else stream.break_off)()
+
     @rule()
     def wait_too_long(self) -> None:
         self.loop.now += ARRIVAL_S + 1
@@ -209,6 +250,7 @@ class Clients(RuleBasedStateMachine):
         assert self.places.taken == {}
         assert self.budget.used == 0
         assert self.handler.waiting == []
+        assert self.handler.streams == {}
 
 
 Clients.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

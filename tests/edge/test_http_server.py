@@ -1,5 +1,4 @@
 import gc
-import http.client
 import json
 import socket
 import subprocess
@@ -9,105 +8,19 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from flask import Flask, Response, request
+from flask import Flask
 
 from edge import http_connection, http_server
 from edge.errors import ConfigError
 from edge.http_server import AppHandler, HttpServer, Loop
-from tests.fakes import DEADLINE_S, Gate
-
-MAX_BODY_BYTES = 100_000
-
-
-class Running:
-    """A server driven by a thread of its own, with an app that echoes, waits and fails."""
-
-    def __init__(self) -> None:
-        self.gate = Gate()
-        self.drained: bool | None = None
-        self._stop = threading.Event()
-        self.loop = Loop()
-        self.handler = AppHandler(self._app(), self.loop)
-        self.refusals: list[int] = []
-        self.server = HttpServer.open(
-            self.handler,
-            self.loop,
-            host="127.0.0.1",
-            port=0,
-            max_body_bytes=MAX_BODY_BYTES,
-            on_refusal=self.refusals.append,
-        )
-        self.port = int(self.server.url.rsplit(":", 1)[1])
-        self.drain_timeout_s = DEADLINE_S
-        self._thread = threading.Thread(target=self._run, name="http-main")
-        self._thread.start()
-
-    def _app(self) -> Flask:
-        app = Flask("test")
-
-        @app.post("/echo")
-        def echo() -> Response:
-            return Response(request.get_data(), content_type="application/octet-stream")
-
-        @app.post("/wait")
-        def wait() -> Response:
-            self.gate()
-            return Response(b"w" * 3_000_000)
-
-        @app.post("/headers")
-        def headers() -> Response:
-            return Response(json.dumps({k: str(v) for k, v in request.environ.items()}))
-
-        return app
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.server.turn()
-        self.drained = self.server.drain(self.drain_timeout_s)
-        self.server.close()
-
-    def begin_stop(self) -> None:
-        self._stop.set()
-        self.server.wake()
-
-    def join(self) -> None:
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive()
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
-
-    def http(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+from tests.edge.running_server import MAX_BODY_BYTES, Running, exchange, read_all, running_server
+from tests.fakes import DEADLINE_S
 
 
 @pytest.fixture
 def running() -> Iterator[Running]:
-    server = Running()
-    yield server
-    server.gate.open()
-    server.begin_stop()
-    server.join()
-
-
-def read_all(connection: socket.socket) -> bytes:
-    chunks = []
-    while chunk := connection.recv(65536):
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def exchange(running: Running, sent: bytes, *, half_close: bool = False) -> tuple[int, str]:
-    """Send bytes as they are and return the status and the error text of a JSON answer."""
-    with running.connect() as connection:
-        connection.sendall(sent)
-        if half_close:
-            connection.shutdown(socket.SHUT_WR)
-        head, _, body = read_all(connection).partition(b"\r\n\r\n")
-    lines = head.decode().split("\r\n")
-    assert "Content-Type: application/json" in lines
-    assert "Connection: close" in lines
-    return int(lines[0].split()[1]), json.loads(body)["error"]
+    with running_server() as server:
+        yield server
 
 
 def test_a_body_up_to_the_cap_arrives_whole_on_a_connection_that_stays_open(
@@ -245,50 +158,6 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
         pytest.skip("this machine has no IPv6 loopback")
     assert server.url.startswith("http://[::1]:")
     server.close()
-
-
-def test_draining_sends_the_whole_answer_of_a_running_request_then_closes(
-    running: Running,
-) -> None:
-    with closing(running.http()) as connection, running.connect() as idle:
-        connection.request("POST", "/wait", b"")
-        running.gate.wait_entered()
-        running.begin_stop()
-        assert read_all(idle) == b""  # an idle connection is closed at once
-        with pytest.raises(ConnectionRefusedError):
-            running.connect()
-        running.gate.open()
-        response = connection.getresponse()
-        assert response.getheader("Connection") == "close"
-        assert len(response.read()) == 3_000_000
-    running.join()
-    assert running.drained is True
-
-
-def test_draining_waits_for_a_body_that_is_arriving(running: Running) -> None:
-    with running.connect() as connection, closing(running.http()) as other:
-        connection.sendall(b"POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\n01234")
-        other.request("POST", "/echo", b"x")
-        assert other.getresponse().read() == b"x"  # so the bytes above have been read as well
-        running.begin_stop()
-        assert read_all(other.sock) == b""
-        connection.sendall(b"56789")
-        assert read_all(connection).endswith(b"\r\n\r\n0123456789")
-    running.join()
-    assert running.drained is True
-
-
-def test_draining_gives_up_after_its_time(running: Running) -> None:
-    running.drain_timeout_s = 0.0
-    with closing(running.http()) as connection:
-        connection.request("POST", "/wait", b"")
-        running.gate.wait_entered()
-        running.begin_stop()
-        with pytest.raises((http.client.HTTPException, ConnectionError)):
-            connection.getresponse()
-    assert running.drained is False
-    running.gate.open()
-    running.join()
 
 
 def test_requests_sent_at_once_are_answered_in_their_order(running: Running) -> None:

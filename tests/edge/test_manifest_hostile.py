@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.manifest import MAX_MANIFEST_BYTES, bytes_from_manifest, manifest_from_bytes
+from edge.manifest import MAX_MANIFEST_BYTES, bytes_from_manifest
+from edge.manifest_reading import manifest_from_bytes
 from tests.edge.manifests import CONTENT, is_refused, refused, spelled
 
 Place = tuple[Any, Any]
@@ -163,8 +164,8 @@ def test_a_float_that_is_no_number_is_refused_everywhere(number: str) -> None:
         lambda n: b"[" * n + b"]" * n,
         lambda n: b'{"a":' * n + b"1" + b"}" * n,
         lambda n: b'{"schema":' + b"[" * n + b"]" * n + b"}",
-        lambda n: b'{"schema":2,"unknown":' + b"[" * n + b"]" * n + b"}",
-        lambda n: b'{"schema":2,"models":' + b"[" * n + b"]" * n + b"}",
+        lambda n: b'{"schema":3,"unknown":' + b"[" * n + b"]" * n + b"}",
+        lambda n: b'{"schema":3,"models":' + b"[" * n + b"]" * n + b"}",
     ],
 )
 def test_deep_nesting_is_refused(shape: Callable[[int], bytes], depth: int) -> None:

@@ -1,5 +1,4 @@
 import json
-import math
 import struct
 import tracemalloc
 from typing import Any
@@ -12,44 +11,16 @@ from hypothesis import strategies as st
 from edge import oip
 from edge.errors import InputError
 from edge.spec import NUMPY_FROM_DATATYPE, Datatype, TensorSpec
+from tests.edge.oip_requests import OUTPUTS, accept, binary, parse, tensor
 
-OUTPUTS = (
-    TensorSpec(name="y", datatype="FP32", shape=("n", 2)),
-    TensorSpec(name="k", datatype="INT64", shape=("n",)),
-)
-HALF = (TensorSpec(name="h", datatype="FP16", shape=(2,)),)
 NUMBERS = [name for name in NUMPY_FROM_DATATYPE if name != "BYTES"]
 JSON_NUMBERS = [name for name in NUMBERS if name != "FP16"]
-
-
-def tensor(**changes: Any) -> dict[str, Any]:
-    return {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2], **changes}
-
-
-def accept(name: str, datatype: str, shape: tuple[int, ...]) -> None:
-    """Take any tensor, whatever the model."""
-
-
-def parse(
-    *inputs: dict[str, Any], specs: tuple[TensorSpec, ...] = OUTPUTS, **fields: Any
-) -> oip.InferRequest:
-    body = json.dumps({"inputs": list(inputs), **fields}).encode()
-    return oip.parse_infer(body, None, outputs=specs, check=accept)
 
 
 def parse_binary(tail: bytes, *inputs: dict[str, Any], cut: int = 0) -> oip.InferRequest:
     head = json.dumps({"inputs": list(inputs)}).encode()
     body = head + tail
     return oip.parse_infer(body[: len(body) - cut], len(head), outputs=OUTPUTS, check=accept)
-
-
-def binary(datatype: str, shape: list[int], size: int, name: str = "x") -> dict[str, Any]:
-    return {
-        "name": name,
-        "datatype": datatype,
-        "shape": shape,
-        "parameters": {"binary_data_size": size},
-    }
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -312,21 +283,6 @@ def test_refusing_a_long_list_of_numbers_costs_no_more_than_its_text() -> None:
         assert peak_bytes_of_refusal(body, check) < 3 * len(body)  # decoded: 8 times
 
 
-def test_fp16_outputs_are_binary_only() -> None:
-    with pytest.raises(InputError, match="FP16"):
-        parse(tensor(), specs=HALF)
-    request = oip.parse_infer(
-        json.dumps({"inputs": [tensor()], "parameters": {"binary_data_output": True}}).encode(),
-        None,
-        outputs=HALF,
-        check=accept,
-    )
-    response = oip.encode_infer(
-        {"h": np.array([1, 2], np.float16)}, request, model="m", version="1", outputs=HALF
-    )
-    assert response.body.endswith(struct.pack("<2e", 1, 2))
-
-
 @pytest.mark.parametrize("value", ["", "-1", "1.5", "0x10", " 5", "٣", "9" * 5000, "5, 5"])
 def test_a_malformed_json_length_is_refused(value: str) -> None:
     with pytest.raises(InputError, match="decimal number"):
@@ -400,170 +356,3 @@ def test_the_time_limit_and_the_priority_of_a_request_are_read() -> None:
     for bad in ({"timeout": -1}, {"priority": 10}, {"priority": "high"}):
         with pytest.raises(InputError):
             parse(tensor(), parameters=bad)
-
-
-def encode(results: dict[str, np.ndarray], **fields: Any) -> oip.InferResponse:
-    request = parse(tensor(), **fields)
-    return oip.encode_infer(results, request, model="m", version="7", outputs=OUTPUTS)
-
-
-RESULTS = {"y": np.array([[1.5, 0.1]], np.float32), "k": np.array([2**62])}
-
-
-def test_a_json_response_has_the_fields_of_the_protocol() -> None:
-    response = encode(RESULTS, id="abc")
-    assert response.headers == {"Content-Type": "application/json"}
-    assert json.loads(response.body) == {
-        "model_name": "m",
-        "model_version": "7",
-        "id": "abc",
-        "outputs": [
-            # 0.1 in float32, written with the digits that bring it back exactly.
-            {"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 0.10000000149011612]},
-            {"name": "k", "shape": [1], "datatype": "INT64", "data": [4611686018427387904]},
-        ],
-    }
-
-
-def test_a_response_has_no_id_if_the_request_had_none() -> None:
-    assert "id" not in json.loads(encode(RESULTS).body)
-
-
-def test_a_binary_response_is_json_then_raw_tensors_in_order() -> None:
-    response = encode(
-        RESULTS,
-        outputs=[
-            {"name": "k", "parameters": {"binary_data": True}},
-            {"name": "y", "parameters": {"binary_data": True}},
-        ],
-    )
-    assert response.json_length is not None
-    assert response.headers == {
-        "Content-Type": "application/octet-stream",
-        "Inference-Header-Content-Length": str(response.json_length),
-    }
-    head = json.loads(response.body[: response.json_length])
-    assert [o["parameters"] for o in head["outputs"]] == [
-        {"binary_data_size": 8},
-        {"binary_data_size": 8},
-    ]
-    assert not any("data" in output for output in head["outputs"])
-    assert response.body[response.json_length :] == struct.pack("<q2f", 2**62, 1.5, 0.1)
-
-
-def test_binary_and_json_outputs_mix() -> None:
-    response = encode(
-        RESULTS, outputs=[{"name": "k"}, {"name": "y", "parameters": {"binary_data": True}}]
-    )
-    head = json.loads(response.body[: response.json_length])
-    assert head["outputs"][0]["data"] == [2**62]
-    assert response.body[response.json_length :] == struct.pack("<2f", 1.5, 0.1)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_json_cannot_carry_is_an_error_that_names_binary(bad: float) -> None:
-    results = {**RESULTS, "y": np.array([[1, bad]], np.float32)}
-    with pytest.raises(InputError, match="binary_data"):
-        encode(results)
-    assert encode(results, parameters={"binary_data_output": True}).json_length is not None
-
-
-TEXT = (TensorSpec(name="t", datatype="BYTES", shape=("n", 1)),)
-
-
-def encode_text(values: list[bytes], **fields: Any) -> oip.InferResponse:
-    array = np.array(values, object).reshape(-1, 1)
-    request = parse(tensor(), specs=TEXT, **fields)
-    return oip.encode_infer({"t": array}, request, model="m", version="1", outputs=TEXT)
-
-
-def test_strings_are_answered_as_json_text_or_with_their_lengths() -> None:
-    values = ["grüß".encode(), b"", b"a\0"]
-    described = json.loads(encode_text(values).body)["outputs"][0]
-    assert described == {
-        "name": "t", "shape": [3, 1], "datatype": "BYTES", "data": ["grüß", "", "a\0"]
-    }  # fmt: skip
-    response = encode_text(values, parameters={"binary_data_output": True})
-    assert response.body[response.json_length :] == struct.pack(
-        "<I6sII2s", 6, values[0], 0, 2, values[2]
-    )
-
-
-def test_bytes_that_are_no_text_are_refused_in_json_and_sent_in_binary() -> None:
-    with pytest.raises(InputError, match=r"no UTF-8.*binary_data"):
-        encode_text([b"\xff"])
-    response = encode_text([b"\xff"], parameters={"binary_data_output": True})
-    assert response.body.endswith(struct.pack("<I1s", 1, b"\xff"))
-
-
-def test_outputs_that_are_views_are_encoded_row_major() -> None:
-    base = np.arange(8, dtype=np.float32).reshape(2, 4)
-    results = {**RESULTS, "y": base[:, ::2].T}
-    assert json.loads(encode(results).body)["outputs"][0]["data"] == [0, 4, 2, 6]
-
-
-# A request is mutated where a client or an attacker would: in values, in structure, in bytes.
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["name", "shape", "data", "parameters", "binary_data_size", "z"]),
-            inner,
-            max_size=3,
-        )
-    ),
-    max_leaves=8,
-)
-tensors = st.fixed_dictionaries(
-    {
-        "name": st.sampled_from(["x", "", "y"]) | json_values,
-        "datatype": st.sampled_from([*NUMPY_FROM_DATATYPE, "FP8"]) | json_values,
-        "shape": st.lists(st.integers(-1, 3) | st.integers(), max_size=3) | json_values,
-    },
-    optional={
-        "data": st.lists(st.integers(-1, 300) | st.floats(), max_size=9)
-        | st.lists(st.text(max_size=4), max_size=9)
-        | json_values,
-        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 80)})
-        | json_values,
-    },
-)
-requests = st.fixed_dictionaries(
-    {"inputs": st.lists(tensors, max_size=3) | json_values},
-    optional={"outputs": json_values, "id": json_values, "parameters": json_values},
-)
-
-
-def parse_or_refuse(body: bytes, length: int | None) -> None:
-    try:
-        request = oip.parse_infer(body, length, outputs=OUTPUTS, check=accept)
-    except InputError:
-        return
-    assert sum(array.nbytes for array in request.feeds.values()) <= 8 * len(body)
-
-
-@settings(max_examples=400, deadline=None)
-@given(request=requests, tail=st.binary(max_size=80), with_length=st.booleans())
-def test_any_json_is_parsed_or_refused(
-    request: dict[str, Any], tail: bytes, with_length: bool
-) -> None:
-    head = json.dumps(request).encode()
-    parse_or_refuse(head + tail, len(head) if with_length else None)
-
-
-@settings(max_examples=400, deadline=None)
-@given(data=st.data())
-def test_any_damage_to_a_good_request_is_parsed_or_refused(data: st.DataObject) -> None:
-    head = json.dumps({"inputs": [tensor(), binary("INT64", [1], 8, "b")]}).encode()
-    body = bytearray(head + struct.pack("<q", 3))
-    for _ in range(data.draw(st.integers(1, 4))):
-        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, len(body)))
-    parse_or_refuse(bytes(body[:cut]), data.draw(st.none() | st.integers(1, max(1, cut))))
-
-
-@settings(max_examples=200, deadline=None)
-@given(body=st.binary(max_size=200), length=st.none() | st.integers(1, 200))
-def test_any_bytes_are_parsed_or_refused(body: bytes, length: int | None) -> None:
-    parse_or_refuse(body, length)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flask import Flask
 
-from edge import openapi, openapi_answers, routes
+from edge import openapi, openapi_answers, openapi_operations, routes
 from edge.agent import Agent
 from edge.api import create_app
 from edge.bundle import Bundle
@@ -112,7 +112,11 @@ def test_what_is_served_is_described(agent: Agent, app: Flask) -> None:
     patterns = {p.pattern for p in vars(routes).values() if isinstance(p, re.Pattern)}
     runs = {template(pattern) for pattern in patterns}
     served = {path.rstrip("/") for path in literals() if allowed(agent, path)}
-    assert runs == {f"{openapi.VERSION}/infer", "/predict/{MODEL_NAME}", "/v1/embeddings"}
+    assert runs == {
+        f"{openapi_operations.VERSION}/infer",
+        "/predict/{MODEL_NAME}",
+        "/v1/embeddings",
+    }
     assert CAPTURE_PATH in served
     assert rules | runs | served <= set(PATHS)
 
@@ -125,7 +129,7 @@ def test_every_path_of_the_protocol_is_described() -> None:
 
 
 def test_every_status_of_an_error_is_described_where_models_run() -> None:
-    for path in (f"{openapi.MODEL}/infer", "/predict/{MODEL_NAME}"):
+    for path in (f"{openapi_operations.MODEL}/infer", "/predict/{MODEL_NAME}"):
         found = set(PATHS[path]["post"]["responses"])
         changing = {"409"}  # of models that are loaded
         assert {str(status) for status in STATUS_FROM_CODE.values()} - changing <= found

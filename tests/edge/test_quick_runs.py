@@ -13,10 +13,17 @@ import pytest
 from edge.errors import NotReadyError
 from edge.manifest import Batching
 from edge.oip_client import infer_request
-from edge.session import Session
 from edge.worker import QUICK_RUN_S, Worker
 from tests.agents import make_config, running_agent
-from tests.fakes import DEADLINE_S, FakeClock, FakeSession, Gate, affine_plan, affine_worker
+from tests.fakes import (
+    DEADLINE_S,
+    FakeClock,
+    FakeSession,
+    Gate,
+    affine_plan,
+    affine_worker,
+    starting_workers,
+)
 from tests.models import affine
 
 X = np.ones((1, 4), np.float32)
@@ -30,17 +37,8 @@ class AnyThread(FakeSession):
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Worker]]:
-    workers = []
-
-    def start(session: Session, **options: object) -> Worker:
-        worker = affine_worker(lambda: session, **options)
-        workers.append(worker)
-        worker.start()
-        return worker
-
-    yield start
-    for worker in workers:
-        assert worker.stop(DEADLINE_S)
+    with starting_workers() as start:
+        yield start
 
 
 def taught(start: Callable[..., Worker], session: FakeSession, run_s: float) -> Worker:

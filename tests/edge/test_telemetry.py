@@ -13,7 +13,8 @@ from edge.places import Places
 from edge.probes import Sample
 from edge.replicas import Replicas
 from edge.self_test import SelfTest
-from edge.serving import ServedModel, Serving
+from edge.served import ServedModel
+from edge.serving import Serving
 from edge.statistics import ModelStatistics
 from edge.telemetry import report_from_serving
 from edge.trust import public_key_from_pem

@@ -16,10 +16,17 @@ from edge.errors import (
 )
 from edge.inbox import Answer
 from edge.manifest import Batching
-from edge.session import Session
 from edge.spec import Feeds
 from edge.worker import Worker
-from tests.fakes import DEADLINE_S, FakeClock, FakeSession, Gate, affine_plan, affine_worker
+from tests.fakes import (
+    DEADLINE_S,
+    FakeClock,
+    FakeSession,
+    Gate,
+    affine_plan,
+    affine_worker,
+    starting_workers,
+)
 from tests.models import affine
 
 X = np.ones((1, 4), np.float32)
@@ -33,17 +40,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Worker]]:
-    workers = []
-
-    def start(session: Session, **options: object) -> Worker:
-        worker = affine_worker(lambda: session, **options)
-        workers.append(worker)
-        worker.start()
-        return worker
-
-    yield start
-    for worker in workers:
-        assert worker.stop(DEADLINE_S)
+    with starting_workers() as start:
+        yield start
 
 
 def submit(

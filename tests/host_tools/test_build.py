@@ -21,6 +21,7 @@ from edge.manifest import EngineFacts
 from edge.self_test import SelfTest
 from host_tools.build import BuildOptions, build_engines
 from host_tools.calibrate import calibrate_file
+from host_tools.describe import record_line
 from host_tools.engine_record import records_in
 from host_tools.keys import generate_keys
 from host_tools.pack import PackRequest, pack
@@ -31,7 +32,7 @@ on_x86 = pytest.mark.skipif(
 )
 FACTS = EngineFacts(
     device="agx-orin-64gb", kind="jetson", arch="aarch64", runtime="10.3.0", sms=("8.7",),
-    portable=False, sm_count=16, layers={"fp16": 3},
+    portable=False, sm_count=16, layers={"fp16": 3}, tried=True,
 )  # fmt: skip
 
 
@@ -84,6 +85,8 @@ def test_an_engine_for_a_card_that_is_not_here_names_what_it_needs(
     (record,) = build(options(folder, tmp_path, targets=(target,), precisions=(precision,)))
     assert (record.id, record.precision) == (f"{target}-{precision}", precision)
     assert record.engine.sms == (sm,)
+    assert not record.engine.tried
+    assert record_line(record).endswith("; built, not run here")
     assert record.engine.runtime == installed_backends()["tensorrt_rtx"]
     assert (tmp_path / "engines" / record.file).stat().st_size > 1000
 

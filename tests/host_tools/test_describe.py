@@ -13,7 +13,7 @@ from tests.edge.manifests import MANIFEST
 
 ENGINE = EngineFacts(
     device="agx-orin-64gb", kind="jetson", arch="aarch64", runtime="10.3.0.30", sms=("8.7",),
-    portable=False, memory_bytes=1_230_000_000,
+    portable=False, memory_bytes=1_230_000_000, tried=True,
 )  # fmt: skip
 CPU = "Intel(R) Xeon(R) Platinum 8480C CPU @ 2.60GHz (x86_64)"
 
@@ -47,6 +47,17 @@ def test_memory_is_that_of_the_process_or_of_the_engine_or_open() -> None:
     assert f"trt-fp16 {size} ?" in lines
     assert "trt-int8-agx-orin-64gb: engine for agx-orin-64gb, trt 10.3.0.30" in lines
     assert "trt-fp16: built on device: agx-orin-64gb" in lines
+
+
+def test_an_engine_that_never_ran_is_listed_as_built_only() -> None:
+    files = MANIFEST.models[0].variants[0].files
+    facts = replace(ENGINE, device="rtx-4060", kind="desktop", runtime="1.7.1.116", tried=False)
+    engine = Variant(
+        id="rtx-4060-int4", backend="trt-rtx", precision="int8", files=files, engine=facts
+    )
+    lines = shown(with_variants(engine))
+    words = "rtx-4060-int4: engine for rtx-4060, trt-rtx 1.7.1.116, built, not run here"
+    assert words in " ".join(lines)
 
 
 def test_variants_measured_on_one_machine_name_it_once() -> None:

@@ -24,7 +24,7 @@ from edge.capture.capture_file import (
 from edge.errors import CaptureError
 
 HEAD = Head(version=VERSION, created="2026-01-01T00:00:00+00:00", agent="1", share=0.5, redact=())
-END = End(reason="time", dropped=1, unredactable=2)
+END = End(reason="time", dropped=1, unredactable=2, streamed=3)
 
 
 def exchange(number: int = 0, **changes: Any) -> Exchange:
@@ -64,6 +64,7 @@ def test_a_frame_is_what_the_module_says_it_is() -> None:
         "reason": "time",
         "dropped": 1,
         "unredactable": 2,
+        "streamed": 3,
     }
 
 

@@ -16,6 +16,9 @@ from edge.capture import recorder
 from edge.capture.capture_file import Capture, frame_bytes, read_capture
 from edge.capture.recorder import Recorder
 from edge.capture.redaction import redacted
+from edge.http_handler import Cancel, Handler, Reply
+from edge.http_request import HttpRequest
+from edge.http_stream import HttpStream
 from tests.agents import make_config, running_agent
 from tests.fakes import DEADLINE_S, FakeSession, Gate, wait_until
 
@@ -234,3 +237,37 @@ def test_a_client_that_vanishes_is_not_recorded_and_its_request_is_cancelled(
         wait_until(lambda: served.statistics.failures() == {"cancelled": 1})
         gate.open()
         assert end(client, begun).exchanges == ()
+
+
+class Streaming:
+    """A Handler that streams what it can and leaves the rest to the agent's own."""
+
+    def __init__(self, own: Handler) -> None:
+        self.own = own
+        self.admit = own.admit
+        self.close = own.close
+
+    def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
+        if b"stream" not in request.body:
+            return self.own(request, reply)
+        stream = HttpStream(headers={"Content-Type": "text/event-stream"})
+        reply(stream)
+        stream.send(b"data: secret\n\n")
+        stream.end()
+        return None
+
+
+def test_a_stream_passes_whole_and_is_counted_not_recorded(tmp_path: Path) -> None:
+    with (
+        running_agent(make_config(tmp_path, allow_capture=True)) as agent,
+        connect(agent) as client,
+    ):
+        recorder_of(agent)._handler = Streaming(recorder_of(agent)._handler)
+        begun = begin(client)
+        for _ in range(3):
+            assert client.post(INFER, content=b"stream").content == b"data: secret\n\n"
+        assert ask(client, 1).status_code == 200
+        capture = end(client, begun)
+    assert len(capture.exchanges) == 1
+    assert capture.end is not None
+    assert (capture.end.streamed, capture.end.dropped) == (3, 0)

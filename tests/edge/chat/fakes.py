@@ -15,33 +15,42 @@ VOCABULARY = 29
 _GARBAGE = 10**6  # a token that no prompt has
 
 
-def fake_spec(context: int, *, eos: tuple[int, ...] = ()) -> DecoderSpec:
+def fake_spec(
+    context: int, *, eos: tuple[int, ...] = (), vocabulary: int = VOCABULARY
+) -> DecoderSpec:
     return DecoderSpec(
         form="scatter",
         layers=1,
         kv_heads=1,
         head_dim=8,
-        vocabulary=VOCABULARY,
+        vocabulary=vocabulary,
         context=context,
         cache="FP32",
         eos=eos,
     )
 
 
-def logits_after(tokens: Iterable[int]) -> np.ndarray:
+def logits_after(tokens: Iterable[int], vocabulary: int = VOCABULARY) -> np.ndarray:
     """Return the logits [vocabulary] after a list of tokens; another list has others."""
     state = 1
     for token in tokens:
         state = (state * 31337 + int(token) + 7) % 1_000_003
-    return np.array([(state * (v + 3) + v * v) % 1009 for v in range(VOCABULARY)], np.float32)
+    v = np.arange(vocabulary, dtype=np.int64)
+    return ((state * (v + 3) + v * v) % 1009).astype(np.float32)
 
 
-def greedy(prompt: Iterable[int], count: int, *, eos: tuple[int, ...] = ()) -> list[int]:
+def greedy(
+    prompt: Iterable[int],
+    count: int,
+    *,
+    eos: tuple[int, ...] = (),
+    vocabulary: int = VOCABULARY,
+) -> list[int]:
     """Return the tokens that follow a prompt, up to one of eos."""
     tokens = list(prompt)
     found: list[int] = []
     while len(found) < count and not (found and found[-1] in eos):
-        found.append(int(logits_after(tokens + found).argmax()))
+        found.append(int(logits_after(tokens + found, vocabulary).argmax()))
     return found
 
 
@@ -58,12 +67,13 @@ class FakeDecoder:
         lanes: int = 4,
         context: int = 64,
         eos: tuple[int, ...] = (),
+        vocabulary: int = VOCABULARY,
         grows: bool = True,
         longest_step: int = 512,
         before_step: Callable[[], None] = lambda: None,
         before_copy: Callable[[], None] = lambda: None,
     ) -> None:
-        self.spec = fake_spec(context, eos=eos)
+        self.spec = fake_spec(context, eos=eos, vocabulary=vocabulary)
         self.lanes = lanes
         self.longest_step = longest_step
         self.grows = grows
@@ -103,7 +113,12 @@ class FakeDecoder:
         self._logits.fill(np.nan)  # the last logits are not to be read any more
         self._logits = np.array(
             [
-                [logits_after(self._cache[first + lane, : start[lane] + row + 1]) for row in wanted]
+                [
+                    logits_after(
+                        self._cache[first + lane, : start[lane] + row + 1], self.spec.vocabulary
+                    )
+                    for row in wanted
+                ]
                 for lane, wanted in enumerate(rows)
             ]
         )

@@ -5,16 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 
-from edge.chat.generation import GenerationRequest
 from edge.chat.generator import Generator, GeneratorOptions
-from edge.chat.sampling import Sampled
 from edge.chat.scheduler import SchedulerOptions
 from edge.errors import (
     ContextLengthError,
-    InferenceError,
     InputError,
     ModelError,
     NotReadyError,
@@ -22,77 +18,14 @@ from edge.errors import (
 )
 from tests.edge.chat.ears import Ear
 from tests.edge.chat.fakes import FakeDecoder, greedy
+from tests.edge.chat.generating import Greedy, Letters, ask, letters, request, starting
 from tests.fakes import DEADLINE_S, FakeClock, Gate
-
-
-class Greedy:
-    """Takes the likeliest token; fails where it is told to, or if it sees other than it asked."""
-
-    def __init__(self, *, fails_at: int | None = None, top: int | None = None) -> None:
-        self.top = top
-        self._left = fails_at
-
-    def sample(self, row: np.ndarray) -> Sampled:
-        assert np.isfinite(row).sum() >= (self.top or len(row))
-        if self._left is not None:
-            self._left -= 1
-            if self._left < 0:
-                raise InferenceError("no token may follow")
-        return Sampled(token=int(row.argmax()))
-
-
-class Letters:
-    """Text of one letter a token, held back by one; a letter may end it."""
-
-    def __init__(self, *, stop: str | None = None) -> None:
-        self.stopped_by: str | None = None
-        self._stop = stop
-        self._held = ""
-
-    def push(self, token: int) -> str:
-        letter = letters([token])
-        if letter == self._stop:
-            self.stopped_by = letter
-        given, self._held = self._held, letter
-        return given
-
-    def finish(self) -> str:
-        return self._held
-
-
-def letters(tokens: list[int]) -> str:
-    return "".join(chr(97 + token) for token in tokens)
-
-
-def request(prompt: list[int], count: int | None = 5, **options: object) -> GenerationRequest:
-    options = {"sampler": Greedy(), **options}
-    return GenerationRequest(prompt=np.array(prompt, np.int64), max_tokens=count, **options)
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Generator]]:
-    generators: list[Generator] = []
-
-    def start(decoder: FakeDecoder, clock: FakeClock | None = None, **options: object) -> Generator:
-        generator = Generator(
-            "fake",
-            lambda: decoder,
-            options=GeneratorOptions(**options),
-            **({} if clock is None else {"clock": clock}),
-        )
-        generators.append(generator)
-        generator.start()
-        return generator
-
-    yield start
-    for generator in generators:
-        assert generator.stop(DEADLINE_S)
-
-
-def ask(generator: Generator, prompt: list[int], count: int | None = 5, **options: object) -> Ear:
-    ear = Ear()
-    generator.submit(request(prompt, count, **options), ear)
-    return ear
+    with starting() as start:
+        yield start
 
 
 def test_a_generation_gives_its_tokens_and_its_end(start: Callable[..., Generator]) -> None:
@@ -247,69 +180,6 @@ def test_a_full_line_refuses_at_once(start: Callable[..., Generator]) -> None:
     assert [ear.end.reason for ear in inside] == ["length", "length"]
 
 
-def test_a_failing_step_ends_its_generations_and_nothing_else(
-    start: Callable[..., Generator],
-) -> None:
-    problems: list[Exception] = []
-
-    def fail() -> None:
-        if problems:
-            raise problems.pop()
-
-    decoder = FakeDecoder(lanes=2, before_step=fail)
-    generator = start(decoder)
-    with generator._changed:
-        problems.append(ZeroDivisionError("oops"))
-        ears = [ask(generator, [number, 2, 3], 4) for number in range(3)]
-    # The first step was the prompt of the first one.
-    assert ears[0].end.reason == "error"
-    assert isinstance(ears[0].end.error, InferenceError)
-    assert "ZeroDivisionError: oops" in str(ears[0].end.error)
-    for number in (1, 2):
-        assert ears[number].end.reason == "length"
-        assert ears[number].tokens == greedy([number, 2, 3], 4)
-    again = ask(generator, [0, 2, 3, 4], 4)
-    assert again.end.reused == 0
-    assert generator.is_ready
-    assert generator.counters.failed_steps == 1
-
-
-def test_three_failures_in_a_row_make_it_unready_and_a_success_ready_again(
-    start: Callable[..., Generator],
-) -> None:
-    broken = True
-
-    def fail() -> None:
-        if broken:
-            raise InferenceError("device lost")
-
-    generator = start(FakeDecoder(before_step=fail))
-    ready = []
-    for _ in range(3):
-        assert str(ask(generator, [1, 2]).end.error) == "device lost"
-        ready.append(generator.is_ready)
-    assert ready == [True, True, False]
-    broken = False
-    assert ask(generator, [1, 2]).end.reason == "length"
-    assert generator.is_ready
-
-
-def test_a_failing_sampler_ends_its_generation_and_empties_its_lane(
-    start: Callable[..., Generator],
-) -> None:
-    decoder = FakeDecoder(lanes=2)
-    generator = start(decoder)
-    with generator._changed:
-        bad = ask(generator, [1, 2, 3], 9, sampler=Greedy(fails_at=4))
-        good = ask(generator, [4, 5, 6], 9)
-    assert (bad.end.reason, str(bad.end.error)) == ("error", "no token may follow")
-    assert bad.tokens == greedy([1, 2, 3], 4)
-    assert good.end.reason == "length"
-    assert good.tokens == greedy([4, 5, 6], 9)
-    assert decoder.cleared == [0]
-    assert ask(generator, [1, 2, 3, *bad.tokens], 9).end.reused == 0
-
-
 def test_a_step_asks_for_as_many_logits_as_the_most_demanding_sampler(
     start: Callable[..., Generator],
 ) -> None:
@@ -326,47 +196,6 @@ def test_a_step_asks_for_as_many_logits_as_the_most_demanding_sampler(
             assert ear.tokens == greedy([number + 1, number + 2], 6)
         assert set(decoder.tops) <= {1, *tops}
         assert decoder.tops[-1] == tops[-1]  # where all of them run
-
-
-def test_where_lanes_could_not_be_moved_all_generations_end(
-    start: Callable[..., Generator],
-) -> None:
-    """Nobody knows then what is in any lane."""
-    problems = [InferenceError("device lost")]
-
-    def fail() -> None:
-        if problems:
-            raise problems.pop()
-
-    decoder = FakeDecoder(lanes=3, context=256, before_copy=fail)
-    generator = start(decoder)
-    prompt = [*range(20)] * 2
-    ears: list[Ear] = []
-
-    def ask_the_same(count: int) -> None:
-        if count == 3:
-            ears.append(ask(generator, prompt, 9))
-
-    first = Ear(ask_the_same)
-    generator.submit(request(prompt, 100), first)
-    assert str(first.end.error) == "device lost"
-    assert str(ears[0].end.error) == "device lost"
-    assert sorted(decoder.cleared) == [0, 1, 2]
-    again = ask(generator, prompt, 9)
-    assert (again.end.reused, again.tokens) == (0, greedy(prompt, 9))
-
-
-def test_a_failing_listener_loses_its_generation_and_nothing_else(
-    start: Callable[..., Generator],
-) -> None:
-    def fail(count: int) -> None:
-        raise ZeroDivisionError("oops")
-
-    generator = start(FakeDecoder(lanes=1))
-    deaf = Ear(fail)
-    generator.submit(request([1, 2]), deaf)
-    assert deaf.end.reason == "error"
-    assert ask(generator, [1, 2]).end.reason == "length"
 
 
 def test_an_end_tells_how_long_each_part_took(start: Callable[..., Generator]) -> None:

@@ -20,13 +20,24 @@ def open_graph(path: Path, **options: Any) -> PlainDecoder:
 class PlainDecoder:
     """One chat graph and its caches, as numpy arrays that a step replaces.
 
-    fill: what the cache holds before anything is written to it.
+    fill: what the cache holds before anything is written to it. as_written: without optimizing,
+    which makes of quantized layers a kernel that quantizes activations too.
     """
 
-    def __init__(self, path: Path, *, lanes: int = 1, capacity: int = 128, fill: float = 0.0):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        lanes: int = 1,
+        capacity: int = 128,
+        fill: float = 0.0,
+        as_written: bool = False,
+    ):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3  # it warns that these caches are copied
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(str(path), options)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from edge.chat.layered import Piece, WeightsFile, layered_model_from_folder
+from edge.chat.layered import LayeredModel, Piece, WeightsFile, layered_model_from_folder
 from edge.chat.trt_decoder import TrtDecoder
 
 GUARD_BYTES = 4096
@@ -115,13 +115,13 @@ class FakeCuda:
 class OrtPiece:
     """A piece run by ONNX Runtime on tensors at addresses."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, graph: bytes) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
         self._dtypes = {
             node.name: np.dtype({"float": "f4", "float16": "f2", "int64": "i8"}[node.type[7:-1]])
             for node in (*self._session.get_inputs(), *self._session.get_outputs())
@@ -169,10 +169,18 @@ _piece = functools.lru_cache(maxsize=64)(OrtPiece)
 def open_on_fake(folder: Path, capture: Any = None) -> TrtDecoder:
     """Open the pieces of a folder on the fake device."""
     model = layered_model_from_folder(folder)
-    engines: dict[Piece, Any] = {piece: _piece(folder / piece.file) for piece in model.pieces}
+    plans = {piece: (folder / piece.file).read_bytes() for piece in model.pieces}
+    return open_plans_on_fake(model, WeightsFile(folder / "weights.bin", model), plans, capture)
+
+
+def open_plans_on_fake(
+    model: LayeredModel, weights: Any, plans: Mapping[Piece, bytes], capture: Any = None
+) -> TrtDecoder:
+    """Open pieces whose engines are their graphs."""
+    engines: dict[Piece, Any] = {piece: _piece(plans[piece]) for piece in model.pieces}
     return TrtDecoder(
         model,
-        WeightsFile(folder / "weights.bin", model),
+        weights,
         engines,
         FakeCuda,
         contextlib.nullcontext(),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import GraphOptimizationLevel
 
 from edge.chat import ort_cache, ort_decoder
 from edge.chat.ort_decoder import OrtDecoder
@@ -110,6 +111,53 @@ def test_the_caches_are_updated_in_place(
     )
     decoder.step(0, text(6).reshape(2, 3), np.zeros(2, np.int64), np.array([[2], [2]]))
     assert "in-place optimization not activated" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("weights", "block"), [("int8", 256), ("int4", 128)])
+@pytest.mark.parametrize("saturates", [False, True])
+def test_every_quantized_layer_runs_in_the_kernel_for_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, block: int, saturates: bool
+) -> None:
+    wide = {"hidden_size": 256, "intermediate_size": 512}
+    folder = make_folder(tmp_path / "hf", "llama", **wide)
+    graph = write_onnx(folder, tmp_path / "m.onnx", weights=weights, context=CONTEXT)
+    options_of = ort_decoder._options
+    monkeypatch.setattr(ort_decoder, "int8_saturates", lambda: saturates)
+
+    def opened(**changes: object) -> OrtDecoder:
+        def changed(*arguments: object) -> object:
+            options = options_of(*arguments)
+            for name, value in changes.items():
+                setattr(options, name, value)
+            return options
+
+        monkeypatch.setattr(ort_decoder, "_options", changed)
+        return open_graph(graph)
+
+    decoder = opened(optimized_model_filepath=str(tmp_path / "optimized.onnx"))
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    fused = [node for node in nodes if node.op_type == "MatMulNBits"]
+    assert len(fused) == 4 * decoder.spec.layers + 1
+    assert not any(node.op_type == "DequantizeLinear" for node in nodes)
+    blocks = {a.i for node in fused for a in node.attribute if a.name == "block_size"}
+    assert blocks == {block}
+
+    as_written = opened(graph_optimization_level=GraphOptimizationLevel.ORT_DISABLE_ALL)
+    tokens = text(40)
+    expected = run(as_written, 1, tokens)
+    # The kernel rounds activations to 8 bits as well: to 1/254 of the largest of a block.
+    error = run(decoder, 1, tokens) - expected
+    assert 0 < np.square(error).mean() < 2e-3 * np.square(expected).mean()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_step_changes_how_its_thread_computes(form: str, graph_of: Callable[..., Path]) -> None:
+    def smallest() -> float:
+        return float((np.full(4, 1e-30, np.float32) * np.float32(1e-10))[0])
+
+    before = smallest()
+    run(open_graph(graph_of(form)), 0, text(5))
+    assert smallest() == before > 0
 
 
 def test_a_graph_can_be_opened_for_a_shorter_context(graph_of: Callable[..., Path]) -> None:

@@ -6,16 +6,15 @@ import pytest
 from transformers.models.llama4 import processing_llama4
 
 from edge.chat.answer_parser import AnswerForm, AnswerParser
+from edge.chat.call_grammar import call_grammar, thought_grammar
 from edge.chat.grammar import ANY_OBJECT, json_grammar
 from edge.chat.tokenizer import ChatTokenizer
 from edge.chat.tools import (
-    call_grammar,
     calls_from,
     is_thinking,
     new_call_id,
     shown_tokens,
     thinks,
-    thought_grammar,
     tool_form,
 )
 from tests.edge.chat.made_tokenizers import byte_level, json_of
@@ -38,7 +37,7 @@ TOOLS = [
     },
     {"type": "function", "function": {"name": "now"}},
 ]
-FORMS = ("hermes", "llama", "mistral")
+FORMS = ("hermes", "llama", "mistral", "mistral-named")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +53,7 @@ def speaker() -> Speaker:
         (LLAMA, "llama"),
         (processing_llama4.chat_template, "llama"),
         (MISTRAL, "mistral"),
+        ("{{ '[TOOL_CALLS]' + call.name + '[ARGS]' + call.arguments }}", "mistral-named"),
         ("{{ messages[0].content }}", None),
         ("<tool_call>\n<function=f>\n<parameter=x>", None),
     ],
@@ -116,12 +116,13 @@ def test_an_answer_that_must_call_calls_whatever_the_model_would_say(speaker, fo
         assert call.name == "now"
 
 
-@pytest.mark.parametrize("form", ["hermes", "mistral"])
+@pytest.mark.parametrize("form", ["hermes", "mistral", "mistral-named"])
 def test_several_calls_are_taken_only_where_they_may_come(speaker, form):
     call = '{"name": "now", "arguments": {}}'
     text = {
         "hermes": f"<tool_call>\n{call}\n</tool_call>\n<tool_call>\n{call}\n</tool_call>",
         "mistral": f"[TOOL_CALLS][{call}, {call}]",
+        "mistral-named": "[TOOL_CALLS]now[ARGS]{}[TOOL_CALLS]now[ARGS]{}",
     }[form]
     for parallel in (True, False):
         grammar = call_grammar(form, TOOLS, TOKENIZER, parallel=parallel, before="")

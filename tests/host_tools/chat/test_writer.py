@@ -55,6 +55,39 @@ def test_logits_of_a_whole_text_are_those_of_transformers(graphs, family, form):
     )
 
 
+VARIANTS = {
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-one-key": ("llama", {"num_key_value_heads": 1}),
+    "llama-key-each": ("llama", {"num_key_value_heads": 4}),
+    "llama-wide-heads": ("llama", {"head_dim": 24}),
+    "mistral-no-window": ("mistral", {"sliding_window": None}),
+    "qwen2-untied": ("qwen2", {"tie_word_embeddings": False}),
+    "qwen2-window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    ),
+    "qwen3-biases": ("qwen3", {"attention_bias": True}),
+    "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}),
+}
+# Where attention is another in each form, all of them; elsewhere the one with most of its own.
+CASES = [
+    *((name, "prefix") for name in VARIANTS),
+    *((name, form) for name in ("llama-key-each", "qwen2-window") for form in FORMS[:2]),
+    ("qwen2-window", "concat"),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_logits_of_variants_are_those_of_transformers(tmp_path, name, form):
+    family, changes = VARIANTS[name]
+    folder = make_folder(tmp_path / "hf", family, **changes)
+    text = tokens(60)
+    decoder = PlainDecoder(write_onnx(folder, tmp_path / "model.onnx", form=form))
+    found = np.concatenate([decoder.step(text[:, :40]), decoder.step(text[:, 40:])], axis=1)
+    np.testing.assert_allclose(found, torch_logits(folder, text), rtol=0, atol=TOLERANCE)
+
+
 @each_form
 def test_chunks_give_what_the_whole_gives(graphs, form):
     folder, graph = graphs("mistral", form)

@@ -1,0 +1,279 @@
+"""From a Hugging Face folder to a folder that `pack` takes: graphs, tokenizer, and chat.json.
+
+chat.json         what is here, see `ChatExport`
+tokenizer.json    as a device opens it
+template.jinja    if the model has a chat template
+PRECISION.onnx    a graph for each precision, and its weights beside it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import msgspec
+
+from calibration.errors import GateError
+from edge import __version__
+from edge.chat.golden import GOLDEN_ROWS
+from edge.chat.quality_facts import ChatQuality
+from edge.chat.sampling_defaults import SamplingDefaults
+from edge.chat.spec import DecoderSpec, Form
+from edge.chat.template import ChatTemplate
+from edge.chat.tokenizer import MAX_PROMPT_CHARACTERS, ChatTokenizer
+from edge.errors import UsageError
+from edge.files import atomic_directory, read_capped, storage_errors
+from edge.manifest import Precision
+from host_tools.chat.build_engines import source_sha256
+from host_tools.chat.calibrate import calibrate_chat
+from host_tools.chat.compare import compare_with_transformers
+from host_tools.chat.layerwise import IntArray
+from host_tools.chat.llm_spec import llm_spec_from_folder
+from host_tools.chat.lora import merge_adapters
+from host_tools.chat.quality import LIMITS, WINDOW, measure_quality, quality_problems, token_windows
+from host_tools.chat.scaling import Calibration, Quantized
+from host_tools.chat.talk_files import TalkFiles, talk_files_from_folder
+from host_tools.chat.weights import Checkpoint, Weights
+from host_tools.chat.writer import WriteOptions, write_decoder
+
+RECORD_NAME = "chat.json"
+TOKENIZER_NAME = "tokenizer.json"
+TEMPLATE_NAME = "template.jinja"
+MAX_RECORD_BYTES = 4 << 20
+SCHEMA = 1
+MAX_TEXT_BYTES = 64 << 20
+HELD_OUT = 4  # a part of so many is judged on
+CALIBRATION_TOKENS = 4096
+QUALITY_TOKENS = 2048  # a minute of two cores for a model of 250 million parameters
+# The most exact first: golden logits come from the first there is.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8a8", "int4")
+# Those that text makes better, or possible at all.
+CALIBRATED: tuple[Quantized, ...] = ("w8a8", "int4")
+GOLDEN_TEXTS = (
+    "The quick brown fox jumps over the lazy dog, and rests in the shade of an old oak.",
+    "def area(radius: float) -> float:\n    return 3.14159 * radius ** 2\n",
+    "1, 1, 2, 3, 5, 8, 13, 21, 34,",
+)
+GOLDEN_QUESTION = "What is the capital of France, and which river runs through it?"
+GOLDEN_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatExportOptions:
+    """What to export.
+
+    adapters: see `WriteOptions`. text: a file of plain text that the model should be good at; the
+    quality of each precision is measured on its end. force: write what fails its limits too.
+    compare: with transformers, which needs memory for the model in fp32.
+    """
+
+    folder: Path
+    out: Path
+    precisions: tuple[Precision, ...] = ("fp32",)
+    form: Form = "scatter-primitive"
+    context: int | None = None
+    adapters: tuple[Path, ...] = ()
+    text: Path | None = None
+    force: bool = False
+    compare: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedVariant:
+    """One graph of the folder. quality: against the most exact one of them."""
+
+    precision: Precision
+    file: str
+    decoder: DecoderSpec
+    quality: ChatQuality | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatExport:
+    """The content of chat.json.
+
+    source, source_sha256: the folder's name, and the digest of all that the weights come from.
+    golden: prompts of at least GOLDEN_ROWS tokens.
+    """
+
+    schema: int
+    source: str
+    source_sha256: str
+    has_template: bool
+    tokens: dict[str, str]
+    sampling: SamplingDefaults
+    golden: tuple[tuple[int, ...], ...]
+    variants: tuple[ExportedVariant, ...]
+    tools: dict[str, str]
+
+
+def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> ChatExport:
+    """Write options.out, whole or not at all, and return its record.
+
+    Raises UsageError, ExportError or ModelError for a folder that cannot be exported, ParityError
+    if the most exact graph does not compute what transformers does, and GateError if a precision
+    loses more than its limits.
+    """
+    talk = talk_files_from_folder(options.folder)
+    golden = golden_prompts(talk)
+    made_for = llm_spec_from_folder(options.folder).context
+    context = min(made_for, options.context or made_for)
+    texts = None if options.text is None else _texts(options.text, talk, context)
+    if texts is None and "w8a8" in options.precisions:
+        raise UsageError("w8a8 needs --text, which the ranges of activations come from")
+    chosen = [precision for precision in PRECISIONS if precision in options.precisions]
+    with storage_errors("write", options.out), atomic_directory(options.out) as scratch:
+        (scratch / TOKENIZER_NAME).write_bytes(talk.tokenizer)
+        if talk.template is not None:
+            (scratch / TEMPLATE_NAME).write_text(talk.template, encoding="utf-8")
+        variants = []
+        for precision in chosen:
+            write = WriteOptions(
+                form=options.form,
+                weights=precision,
+                context=options.context,
+                adapters=options.adapters,
+                calibration=None if texts is None else _calibration(options, precision, texts, say),
+            )
+            written = write_decoder(options.folder, scratch / f"{precision}.onnx", write, say=say)
+            say(f"{precision}: {written.weight_bytes / 1e6:,.1f} MB of weights")
+            quality = None
+            if texts is not None:
+                quality = _judged(options, precision, written.path, texts.held_out, say)
+            variants.append(
+                ExportedVariant(
+                    precision=precision,
+                    file=written.path.name,
+                    decoder=written.decoder,
+                    quality=quality,
+                )
+            )
+        if options.compare and options.adapters:
+            say("not compared with transformers, which does not know the adapters")
+        elif options.compare:
+            say(compare_with_transformers(options.folder, scratch / variants[0].file, golden))
+        record = ChatExport(
+            schema=SCHEMA,
+            source=options.folder.resolve().name,
+            source_sha256=source_sha256(options.folder, options.adapters),
+            has_template=talk.template is not None,
+            tokens=talk.tokens,
+            sampling=talk.sampling,
+            golden=golden,
+            variants=tuple(variants),
+            tools={"edge-kit": __version__, "onnx": installed_version("onnx")},
+        )
+        content = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1)
+        (scratch / RECORD_NAME).write_bytes(content + b"\n")
+    return record
+
+
+def read_export(folder: Path) -> ChatExport:
+    """Return the record of a folder that `export_chat` wrote; raises UsageError."""
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        raise UsageError(f"no {RECORD_NAME} in {folder}; give a folder that export-chat wrote")
+    content = read_capped(path, max_bytes=MAX_RECORD_BYTES, follow_links=True)
+    try:
+        record = msgspec.json.decode(content, type=ChatExport)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is malformed: {error}; export the model again") from error
+    if record.schema != SCHEMA or not record.variants or not record.golden:
+        raise UsageError(f"{path} is of another version of edge-kit; export the model again")
+    return record
+
+
+def golden_prompts(talk: TalkFiles) -> tuple[tuple[int, ...], ...]:
+    """Return the prompts of the golden set: texts, and a question as the template writes it."""
+    tokenizer = ChatTokenizer.open(talk.tokenizer)
+    texts = [tokenizer.encode(text, special=True) for text in GOLDEN_TEXTS]
+    if talk.template is not None:
+        template = ChatTemplate.open(talk.template, tokens=talk.tokens)
+        asked = template.render([{"role": "user", "content": GOLDEN_QUESTION}])
+        texts.append(tokenizer.encode(asked))
+    prompts = [tuple(tokens[:GOLDEN_TOKENS]) for tokens in texts if len(tokens) >= GOLDEN_ROWS]
+    if not prompts:
+        raise UsageError("the tokenizer makes no tokens of English text; is it that of the model?")
+    return tuple(prompts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Texts:
+    """Windows of tokens [N, S]: what calibration reads, and what it never sees."""
+
+    calibration: IntArray
+    held_out: IntArray
+
+
+def _texts(path: Path, talk: TalkFiles, context: int) -> _Texts:
+    length = min(WINDOW, context)
+    content = read_capped(path, max_bytes=MAX_TEXT_BYTES, follow_links=True)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}; give plain text") from error
+    cut = len(text) - len(text) // HELD_OUT
+    tokenizer = ChatTokenizer.open(talk.tokenizer)
+    begin = talk.tokens.get("bos_token")
+    first = None if begin is None else tokenizer.token_of(begin)
+    seen, held_out = (
+        token_windows(
+            tokenizer.encode(part[:MAX_PROMPT_CHARACTERS]), length=length, most=most, begin=first
+        )
+        for part, most in ((text[:cut], CALIBRATION_TOKENS), (text[cut:], QUALITY_TOKENS))
+    )
+    return _Texts(calibration=seen, held_out=held_out)
+
+
+def _weights(options: ChatExportOptions) -> Weights:
+    """Return the weights with all adapters, as they are written."""
+    spec = llm_spec_from_folder(options.folder)
+    weights, merged = merge_adapters(Checkpoint.from_folder(options.folder), spec, options.adapters)
+    if merged.tied != spec.tied:
+        raise UsageError(
+            "an adapter gives the model a head of its own, and --text cannot judge that; leave "
+            "--text out, or merge the adapter with PEFT and export the merged model"
+        )
+    return weights
+
+
+def _calibration(
+    options: ChatExportOptions,
+    precision: Precision,
+    texts: _Texts,
+    say: Callable[[str], None],
+) -> Calibration | None:
+    """Return what the text says of a precision; None for those that need no text."""
+    kind = next((kind for kind in CALIBRATED if kind == precision), None)
+    if kind is None:
+        return None
+    weights = _weights(options)
+    return calibrate_chat(options.folder, texts.calibration, kind, weights=weights, say=say)
+
+
+def _judged(
+    options: ChatExportOptions,
+    precision: Precision,
+    graph: Path,
+    held_out: IntArray,
+    say: Callable[[str], None],
+) -> ChatQuality:
+    """Return the quality of a graph; raises GateError if it is not good enough."""
+    weights = _weights(options)
+    quality = measure_quality(options.folder, graph, held_out, weights=weights)
+    say(
+        f"{precision}: perplexity {quality.perplexity:.3f} (fp32 {quality.fp32_perplexity:.3f}), "
+        f"KL {quality.kl_mean:.4f} nats, same token {quality.top1_agreement_percent:.1f} %, on "
+        f"{quality.tokens} tokens"
+    )
+    problems = quality_problems(quality, LIMITS[precision])
+    if problems and not options.force:
+        raise GateError(
+            f"{precision} loses too much: {'; '.join(problems)}; leave it out, or take it as it is "
+            "with --force"
+        )
+    for problem in problems:
+        say(f"{precision}: {problem}; written all the same")
+    return quality

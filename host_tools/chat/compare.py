@@ -1,0 +1,74 @@
+"""Does a chat graph compute what transformers computes?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edge.chat.golden import GOLDEN_ROWS, golden_logits
+from edge.chat.ort_decoder import OrtDecoder
+from edge.self_test import relative_error
+from host_tools.chat.llm_spec import llm_spec_from_folder
+from host_tools.errors import FOREIGN_ERRORS, ExportError, ParityError, root_cause
+
+# Of logits in fp32, ||ours - theirs|| / ||theirs||: sums in another order give about 1e-6.
+TOLERANCE = 1e-3
+REDUCED_TOLERANCE = 0.5  # of a graph that is not fp32; a wrong one is beyond it
+MAX_PARAMETERS = 1_500_000_000  # in fp32 as many times 4 bytes, twice while they are read
+
+
+def compare_with_transformers(
+    folder: Path, graph: Path, prompts: tuple[tuple[int, ...], ...]
+) -> str:
+    """Return how close a graph comes to the model of a folder on some prompts, in words.
+
+    Raises ParityError if it is not the same function, ExportError if theirs cannot be had.
+    """
+    parameters = _parameters(folder)
+    if parameters > MAX_PARAMETERS:
+        return (
+            f"not compared with transformers: {parameters / 1e9:.1f} billion parameters in fp32 "
+            "would need more memory than most hosts have"
+        )
+    worst = 0.0
+    decoder = OrtDecoder.open(graph, lanes=1, intra_op_threads=None)
+    try:
+        ours = [golden_logits(decoder, np.array(prompt)) for prompt in prompts]
+    finally:
+        decoder.close()
+    for prompt, logits, theirs in zip(prompts, ours, _theirs(folder, prompts), strict=True):
+        error = relative_error(logits, theirs)
+        limit = TOLERANCE if graph.stem == "fp32" else REDUCED_TOLERANCE
+        if not error <= limit:
+            raise ParityError(
+                f"{graph.name} is off by {error:.1e} from transformers on a prompt of "
+                f"{len(prompt)} tokens, {limit:.0e} is allowed; report the model's config.json"
+            )
+        worst = max(worst, error)
+    return f"{graph.stem} is within {worst:.1e} of transformers on {len(prompts)} prompts"
+
+
+def _theirs(folder: Path, prompts: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # the library leaves it untyped
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
+    except FOREIGN_ERRORS as error:
+        raise ExportError(f"transformers cannot read {folder}: {root_cause(error)}") from error
+    with torch.no_grad():
+        return [
+            model(torch.tensor([prompt])).logits[0, -GOLDEN_ROWS:].numpy() for prompt in prompts
+        ]
+
+
+def _parameters(folder: Path) -> int:
+    spec = llm_spec_from_folder(folder)
+    attention = spec.hidden * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
+    layer = attention + 3 * spec.hidden * spec.intermediate
+    return spec.layers * layer + spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
