@@ -1,6 +1,8 @@
 # From a fresh clone with python3, pip and make: `make quickstart`, `make test`.
 
 PYTHON ?= python3
+# Of benchmarks: a Python with torch and transformers for the GPU.
+TORCH ?= $(PYTHON)
 ARGS ?=
 VENV := .venv
 VENV310 := .venv310
@@ -40,8 +42,8 @@ define make_venv
 endef
 
 .PHONY: help venv quickstart chat-demo test test-slow test-py310 test-surface test-openapi test-gpu lint
-.PHONY: peers docs bench-minilm bench-calibration bench-serving bench-chat bench-gpu soak-serving
-.PHONY: clients-400 clean
+.PHONY: peers docs bench-minilm bench-calibration bench-serving bench-chat bench-chat-gpu bench-gpu
+.PHONY: soak-serving clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -91,6 +93,23 @@ bench-gpu: ## Build and measure the engines of BENCHMARKS.md with the TensorRT o
 	rm -rf build/gpu/served
 	$(PYTHON) -m tests.gpu.make_bundle build/gpu embedder build/gpu/served fp16
 	$(PYTHON) -m tests.gpu.serve_load build/gpu embedder build/gpu/served fp16
+
+build/chat: $(VENV)/.stamp # May be made elsewhere and brought to the machine with the GPU.
+	$(BIN)/python -m tests.gpu.chat_prepare $@
+
+bench-chat-gpu: ## Measure chat with the TensorRT of $(PYTHON) beside the torch of $(TORCH) (10 minutes).
+	@test -d build/chat || { echo "first run: make build/chat" >&2; exit 2; }
+	$(PYTHON) -m tests.gpu.chat_build build/chat/tiny
+	$(PYTHON) -m pytest -m gpu tests/gpu/test_chat_decoder.py
+	$(PYTHON) -m tests.gpu.chat_build build/chat/8b
+	$(TORCH) -m tests.gpu.chat_peers bandwidth > build/chat/read_tb_s
+	$(PYTHON) -m tests.gpu.chat_bench build/chat/8b $$(cat build/chat/read_tb_s) 4
+	$(TORCH) -m tests.gpu.chat_peers logits build/chat/8b 4
+	$(PYTHON) -m tests.gpu.chat_bench build/chat/8b $$(cat build/chat/read_tb_s) 32
+	for row in fp16.1 fp16.512 int8.1 int8.512; do $(PYTHON) -m tests.gpu.chat_rows build build/chat/rows $$row || exit; done
+	$(PYTHON) -m tests.gpu.chat_rows time build/chat/rows
+	$(TORCH) -m tests.gpu.chat_peers rows
+	$(TORCH) -m tests.gpu.chat_peers generate
 
 lint: $(VENV)/.stamp ## Check style, types and the import table.
 	$(BIN)/ruff check

@@ -89,9 +89,9 @@ class LayeredModel:
         return max(piece.lanes for piece in self.pieces)
 
     @property
-    def longest_step(self) -> int:
-        """S of the layer that takes several tokens at once."""
-        return max(piece.tokens for piece in self.pieces)
+    def chunks(self) -> tuple[int, ...]:
+        """S of the layers that take several tokens at once, smallest first."""
+        return tuple(sorted({piece.tokens for piece in self.pieces if piece.tokens > 1}))
 
     @property
     def capacities(self) -> tuple[int, ...]:
@@ -126,10 +126,15 @@ class WeightsFile:
         return view.view(self._dtype).reshape(stored.shape)
 
 
-def pieces_for(lanes: int, chunk: int, capacities: tuple[int, ...]) -> tuple[Piece, ...]:
-    """Return what a decoder needs: a layer for one lane, all lanes and a chunk, and the tails."""
+def pieces_for(
+    lanes: int, chunks: tuple[int, ...], capacities: tuple[int, ...]
+) -> tuple[Piece, ...]:
+    """Return what a decoder needs: a layer for one lane, all lanes and each chunk, and the tails.
+
+    A step of several tokens costs as much as the smallest chunk that holds them.
+    """
     widths = sorted({1, lanes})
-    steps = [(width, 1) for width in widths] + [(1, chunk)]
+    steps = [(width, 1) for width in widths] + [(1, chunk) for chunk in chunks]
     return (
         *(
             Piece(kind="layer", lanes=width, tokens=tokens, capacity=capacity)
@@ -153,8 +158,8 @@ def layered_model_from_bytes(content: bytes, name: str) -> LayeredModel:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ModelError(f"{name} is malformed: {error}; export it again") from error
     problem = problem_with(model.decoder)
-    if problem is None and not model.capacities:
-        problem = "it has no layer"
+    if problem is None and not (model.capacities and model.chunks):
+        problem = "it has no layer for one token, or none for several"
     if problem is not None:
         raise ModelError(f"{name}: {problem}; export the model again")
     return model

@@ -70,7 +70,7 @@ class TrtDecoder:
     ) -> None:
         self.spec = model.decoder
         self.lanes = model.lanes
-        self.longest_step = model.longest_step
+        self.longest_step = model.chunks[-1]
         self.grows = len(model.capacities) > 1
         self._model = model
         self._engines = dict(engines)
@@ -244,7 +244,8 @@ class TrtDecoder:
         self, first: int, tokens: IntArray, start: IntArray, rows: IntArray, few: bool
     ) -> FloatArray:
         """Run several tokens in each of some lanes, one lane after the other."""
-        (lanes, count), wanted, chunk = tokens.shape, rows.shape[1], self.longest_step
+        (lanes, count), wanted = tokens.shape, rows.shape[1]
+        chunk = next(size for size in self._model.chunks if size >= count)
         size = lanes * wanted
         if not few and size > len(self._logits):
             self._logits = np.empty((size, self.spec.vocabulary), np.float32)

@@ -68,9 +68,10 @@ class TrtPiece:
 
     def enqueue(self, addresses: Addresses, stream: Any) -> None:
         """Put a run on a stream, with every tensor at its device address."""
+        context = self._context
         for name, address in addresses.items():
-            self._context.set_tensor_address(name, address)
-        if not self._context.execute_async_v3(stream.handle):
+            context.set_tensor_address(name, address)
+        if not context.execute_async_v3(stream.handle):
             raise InferenceError(f"TensorRT failed to run: {self._library.last_error()}")
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 
 from edge.chat.layered import MODEL_FILE, WEIGHTS_FILE, LayeredModel
+from edge.chat.scheduler import SchedulerOptions
 from edge.chat.spec import DecoderSpec, Form
 from edge.devices import DEVICES, Device, device_named
 from edge.errors import BuildError, UsageError
@@ -187,7 +188,7 @@ class _Build:
                     self._options.folder,
                     folder,
                     lanes=self._shapes.lanes,
-                    chunk=min(self._shapes.chunk, self._shapes.capacity),
+                    chunks=_chunks(self._shapes),
                     capacities=_capacities(self._shapes.capacity),
                     half=precision == "fp16",
                     adapters=self._options.adapters,
@@ -270,6 +271,12 @@ class _Build:
     def _kept(self, record: EngineRecord) -> EngineRecord:
         write_record(self._options.out, record)
         return record
+
+
+def _chunks(shapes: EngineShapes) -> tuple[int, ...]:
+    """Return the sizes of steps of several tokens: the whole chunk, and what others wait for."""
+    chunk = min(shapes.chunk, shapes.capacity)
+    return tuple(sorted({min(SchedulerOptions().shared_chunk, chunk), chunk}))
 
 
 def _capacities(context: int) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,18 +26,17 @@ from edge.chat.layered import (
     WEIGHTS_FILE,
     LayeredModel,
     Piece,
-    StoredTensor,
     pieces_for,
 )
 from edge.chat.spec import DecoderSpec
 from edge.errors import UsageError
 from edge.files import atomic_write, storage_errors
-from host_tools.chat.graph import PAGE_BYTES, Graph, WeightFile
+from host_tools.chat.graph import Graph, WeightFile
+from host_tools.chat.layered_weights import write_weights
 from host_tools.chat.layout import check_layout
 from host_tools.chat.llm_spec import LlmSpec, llm_spec_from_folder
 from host_tools.chat.lora import merge_adapters
-from host_tools.chat.rope import rotary_tables
-from host_tools.chat.weights import Checkpoint, FloatArray, Weights, whole
+from host_tools.chat.weights import Checkpoint
 from host_tools.errors import ExportError
 
 OPSET = 17  # where TensorRT 8.6 ends
@@ -50,14 +48,14 @@ def write_layered(
     out: Path,
     *,
     lanes: int,
-    chunk: int,
+    chunks: tuple[int, ...],
     capacities: tuple[int, ...],
     half: bool,
     adapters: tuple[Path, ...] = (),
 ) -> LayeredModel:
     """Write the pieces and the weights of a Hugging Face folder into a new folder `out`.
 
-    lanes, chunk, capacities: see `edge.chat.layered.pieces_for`; the largest capacity is the
+    lanes, chunks, capacities: see `edge.chat.layered.pieces_for`; the largest capacity is the
     context. half: FP16, else FP32. adapters: see `writer.WriteOptions`.
     Raises UsageError, ExportError or StorageError.
     """
@@ -65,13 +63,13 @@ def write_layered(
     checkpoint = Checkpoint.from_folder(folder)
     check_layout(spec, checkpoint.shapes, folder)
     weights, spec = merge_adapters(checkpoint, spec, adapters)
-    model = layered_model(spec, lanes=lanes, chunk=chunk, capacities=capacities, half=half)
+    model = layered_model(spec, lanes=lanes, chunks=chunks, capacities=capacities, half=half)
     with storage_errors("write", out):
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         write_graphs(spec, model, scratch)
         with storage_errors("write", scratch / WEIGHTS_FILE):
-            tensors = _write_weights(scratch / WEIGHTS_FILE, spec, weights, model)
+            tensors = write_weights(scratch / WEIGHTS_FILE, spec, weights, model)
         model = replace(model, tensors=tensors)
         atomic_write(scratch / MODEL_FILE, msgspec.json.encode(model))
         with storage_errors("write", out):
@@ -83,14 +81,16 @@ def write_layered(
 
 
 def layered_model(
-    spec: LlmSpec, *, lanes: int, chunk: int, capacities: tuple[int, ...], half: bool
+    spec: LlmSpec, *, lanes: int, chunks: tuple[int, ...], capacities: tuple[int, ...], half: bool
 ) -> LayeredModel:
     """Return the model that a spec makes, without tensors."""
     context = max(capacities)
     if context > spec.context or min(capacities) < 1:
         raise UsageError(f"capacities {capacities}: the model was made for 1..{spec.context}")
-    if spec.qk_norm or spec.output_bias or spec.mlp_bias:
-        raise ExportError(f"{spec.family}: pieces are written for models of the Llama shape only")
+    if lanes < 1 or min(chunks) < 2 or max(chunks) > context:
+        raise UsageError(f"{lanes} lanes, chunks {chunks}: at least 1, and 2..{context} tokens")
+    if spec.output_bias or spec.mlp_bias:
+        raise ExportError(f"{spec.family}: pieces have no biases but those of queries to values")
     windows = [window for window in spec.windows if window is not None]
     if windows and min(windows) < context:
         raise ExportError(
@@ -111,8 +111,12 @@ def layered_model(
         ),
         hidden=spec.hidden,
         heads=spec.heads,
-        layer_weights=(*LAYER_WEIGHTS, "qkv_bias") if spec.qkv_bias else LAYER_WEIGHTS,
-        pieces=pieces_for(lanes, chunk, capacities),
+        layer_weights=(
+            *LAYER_WEIGHTS,
+            *(("qkv_bias",) if spec.qkv_bias else ()),
+            *(("head_norm",) if spec.qk_norm else ()),
+        ),
+        pieces=pieces_for(lanes, chunks, capacities),
         tensors=(),
     )
 
@@ -216,10 +220,15 @@ class _Layer:
             x = graph.add("Transpose", x, name="qkv.heads", perm=(0, 2, 1, 3))
         else:
             x = graph.add("Reshape", x, graph.ints(lanes, count, 1, dim), name="qkv.heads")
-        # Values are not rotated: their cosine is 1 and their sine 0.
+        # Values are neither normed nor rotated: their cosine is 1 and their sine 0.
         turns = np.ones((1, count, 1, 1), graph.float_dtype)
         turns[:, -spec.kv_heads :] = 0
         rotated, straight = graph.constant(turns), graph.constant(1 - turns)
+        if spec.qk_norm:
+            normed = _norm(graph, x, "head_norm", spec, (1, count, 1, dim))
+            normed = graph.add("Mul", normed, rotated, name="head_norm.rotated")
+            kept = graph.add("Mul", x, straight, name="head_norm.kept")
+            x = graph.add("Add", normed, kept, name="qkv.normed")
         factors = []
         for name in ("cosines", "sines"):
             table = graph.input(name, graph.float_type, (lanes, 1, tokens, dim))
@@ -295,9 +304,11 @@ def _largest(graph: Graph, x: str, count: int, name: str) -> tuple[str, str]:
     return values, ids
 
 
-def _norm(graph: Graph, x: str, scale: str, spec: LlmSpec) -> str:
-    """Add RMSNorm of rows with a scale that is an input; sums are FP32."""
-    given = graph.input(scale, graph.float_type, (spec.hidden,))
+def _norm(
+    graph: Graph, x: str, scale: str, spec: LlmSpec, shape: tuple[int, ...] | None = None
+) -> str:
+    """Add RMSNorm over the last axis with a scale that is an input; sums are FP32."""
+    given = graph.input(scale, graph.float_type, (spec.hidden,) if shape is None else shape)
     if graph.half:
         x = graph.add("Cast", x, name=f"{scale}.float", to=TensorProto.FLOAT)
     squares = graph.add("Mul", x, x, name=f"{scale}.squares")
@@ -309,43 +320,3 @@ def _norm(graph: Graph, x: str, scale: str, spec: LlmSpec) -> str:
     if graph.half:
         x = graph.add("Cast", x, name=f"{scale}.half", to=TensorProto.FLOAT16)
     return graph.add("Mul", x, given, name=f"{scale}.scaled")
-
-
-def _write_weights(
-    path: Path, spec: LlmSpec, weights: Weights, model: LayeredModel
-) -> tuple[StoredTensor, ...]:
-    stored = []
-    with path.open("wb") as file:
-        for name, array in _tensors(spec, weights, model.decoder.context):
-            file.write(b"\0" * (-file.tell() % PAGE_BYTES))
-            stored.append(StoredTensor(name=name, shape=array.shape, offset=file.tell()))
-            file.write(np.ascontiguousarray(array, model.dtype).data)
-    return tuple(stored)
-
-
-def _tensors(spec: LlmSpec, weights: Weights, context: int) -> Iterable[tuple[str, FloatArray]]:
-    """Yield every tensor with its name; matrices are [inputs, outputs]."""
-    embedding = "model.embed_tokens.weight"
-    yield "embedding", whole(weights, embedding)
-    cosines, sines = rotary_tables(spec.rope, spec.head_dim, context)
-    yield "cosines", np.concatenate([cosines, cosines], axis=1)
-    yield "sines", np.concatenate([-sines, sines], axis=1)
-    for layer in range(spec.layers):
-        below = f"model.layers.{layer}"
-        joined = [f"{below}.self_attn.{part}_proj" for part in "qkv"]
-        yield f"layers.{layer}.input_norm", whole(weights, f"{below}.input_layernorm.weight")
-        parts = [whole(weights, f"{name}.weight") for name in joined]
-        yield f"layers.{layer}.qkv", np.concatenate(parts).T
-        if spec.qkv_bias:
-            biases = [whole(weights, f"{name}.bias") for name in joined]
-            yield f"layers.{layer}.qkv_bias", np.concatenate(biases)
-        for name, source in (
-            ("output", "self_attn.o_proj"),
-            ("gate", "mlp.gate_proj"),
-            ("up", "mlp.up_proj"),
-            ("down", "mlp.down_proj"),
-        ):
-            yield f"layers.{layer}.{name}", whole(weights, f"{below}.{source}.weight").T
-        yield f"layers.{layer}.mlp_norm", whole(weights, f"{below}.post_attention_layernorm.weight")
-    yield "norm", whole(weights, "model.norm.weight")
-    yield "head", whole(weights, embedding if spec.tied else "lm_head.weight").T

@@ -25,7 +25,7 @@ BINDINGS = REPOSITORY / "build" / "tensorrt-bindings"
 VERSIONS = ("8.6.1", "10.3.0", "10.13.3.9", "11.4.0.106")
 MODULES = (
     "engine_builder", "engine_child", "tensorrt_library",
-    "trt_engine", "bench.trt_layers", "trt_outputs", "trt_session",
+    "trt_engine", "bench.trt_layers", "trt_outputs", "trt_session", "chat.trt_piece",
 )  # fmt: skip
 # What our variables hold, by the name that the code gives them; "" is the module itself.
 CLASS_FROM_NAME = {

@@ -27,12 +27,12 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     hf = make_folder(folder / "hf", "llama", vocab_size=9088)  # in groups of 128
     write_layered(
-        hf, folder / "tiny", lanes=LANES, chunk=CONTEXT, capacities=(128, CONTEXT), half=False
+        hf, folder / "tiny", lanes=LANES, chunks=(CONTEXT,), capacities=(128, CONTEXT), half=False
     )
     _write_references(write_onnx(hf, folder / "tiny.onnx"), folder / "tiny" / "greedy.json")
     spec = llm_spec_from_config(chat_weights.CONFIG)
     model = layered_model(
-        spec, lanes=chat_weights.LANES, chunk=chat_weights.CHUNK,
+        spec, lanes=chat_weights.LANES, chunks=(chat_weights.CHUNK,),
         capacities=(chat_weights.CAPACITY,), half=True,
     )  # fmt: skip
     (folder / "8b").mkdir()

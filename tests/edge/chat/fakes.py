@@ -122,6 +122,9 @@ class FakeDecoder:
                 for lane, wanted in enumerate(rows)
             ]
         )
+        if top is not None:
+            least = np.sort(self._logits, axis=-1)[..., -min(top, VOCABULARY), None]
+            self._logits[self._logits < least] = -np.inf
         return self._logits
 
     def copy_lane(self, source: int, target: int, length: int) -> None:

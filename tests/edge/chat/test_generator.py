@@ -18,7 +18,7 @@ from edge.errors import (
 )
 from tests.edge.chat.ears import Ear
 from tests.edge.chat.fakes import FakeDecoder, greedy
-from tests.edge.chat.generating import Letters, ask, letters, request, starting
+from tests.edge.chat.generating import Greedy, Letters, ask, letters, request, starting
 from tests.fakes import DEADLINE_S, FakeClock, Gate
 
 
@@ -178,6 +178,24 @@ def test_a_full_line_refuses_at_once(start: Callable[..., Generator]) -> None:
         ask(generator, [5, 6], 3)
     gate.open()
     assert [ear.end.reason for ear in inside] == ["length", "length"]
+
+
+def test_a_step_asks_for_as_many_logits_as_the_most_demanding_sampler(
+    start: Callable[..., Generator],
+) -> None:
+    for tops in ((1, 3), (1, 3, None)):
+        decoder = FakeDecoder(lanes=4)
+        generator = start(decoder)
+        with generator._changed:
+            ears = [
+                ask(generator, [n + 1, n + 2], 6, sampler=Greedy(top=top))
+                for n, top in enumerate(tops)
+            ]
+        for number, ear in enumerate(ears):
+            assert ear.end.reason == "length"
+            assert ear.tokens == greedy([number + 1, number + 2], 6)
+        assert set(decoder.tops) <= {1, *tops}
+        assert decoder.tops[-1] == tops[-1]  # where all of them run
 
 
 def test_an_end_tells_how_long_each_part_took(start: Callable[..., Generator]) -> None:

@@ -236,3 +236,31 @@ def test_a_logprob_is_a_finite_number_even_of_what_cannot_come():
 def test_tokens_of_a_prompt_or_a_bias_beyond_the_vocabulary_do_not_count(rows):
     options = replace(GREEDY, repetition_penalty=1.5, bias=((VOCABULARY, 9.0),))
     assert tokens_of(options, rows[:1], prompt=(VOCABULARY + 5,)) == [int(rows[0].argmax())]
+
+
+@pytest.mark.parametrize(
+    ("options", "top"),
+    [
+        (GREEDY, 1),
+        (replace(GREEDY, top_k=20, top_p=0.5), 1),
+        (replace(SEEDED, top_k=20), 20),
+        (replace(SEEDED, top_k=20, top_p=0.9, min_p=0.01), 20),
+        (SEEDED, None),
+        (replace(SEEDED, top_p=0.9), None),
+        (replace(GREEDY, logprobs=0), None),
+        (replace(GREEDY, bias=((5, 1.0),)), None),
+        (replace(GREEDY, repetition_penalty=1.1), None),
+        (replace(GREEDY, frequency_penalty=0.5), None),
+    ],
+)
+def test_the_largest_logits_that_a_sampler_asks_for_decide(options, top, rows):
+    """The others may be anything smaller, such as minus infinity."""
+    assert sampler_of(options).top == top
+    if top is None:
+        return
+    few = np.where(rows >= np.sort(rows)[:, -top, None], rows, -np.inf).astype(np.float32)
+    assert tokens_of(options, few) == tokens_of(options, rows)
+
+
+def test_a_constrained_sampler_asks_for_all_logits():
+    assert sampler_of(GREEDY, only=Only([3])).top is None
