@@ -17,7 +17,7 @@ from tests.fakes import DEADLINE_S, FakeClock
 
 
 class Greedy:
-    """Takes the likeliest token; fails where it is told to, or if it sees less than it asked for."""
+    """Takes the likeliest token; fails where it is told to, or if it sees too little."""
 
     def __init__(self, *, fails_at: int | None = None, top: int | None = None) -> None:
         self.top = top
