@@ -21,7 +21,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     seconds: Annotated[float, msgspec.Meta(gt=0, le=MAX_SECONDS)] = 60.0
     max_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_CAPTURE_BYTES)] = 64 << 20
-    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
     redact: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
 
 

@@ -33,7 +33,7 @@ class PlainRequest(msgspec.Struct, frozen=True, kw_only=True):
     history: list[Message] = []
     stream: bool = False
     max_tokens: int | None = None
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0.0, le=2.0)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     enable_thinking: bool | None = None

@@ -22,11 +22,11 @@ class SamplingDefaults:
     else these are the OpenAI API's own.
     """
 
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.0
-    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    temperature: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)] = 1.0
+    top_p: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 1.0
     top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] = 1.0
+    min_p: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=10.0)] = 1.0
 
 
 class _Configured(msgspec.Struct, frozen=True):

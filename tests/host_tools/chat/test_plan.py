@@ -13,7 +13,7 @@ from edge.devices import DEVICES, device_named
 from edge.errors import UsageError
 from host_tools.chat.llm_spec import llm_spec_from_config
 from host_tools.chat.plan import Ask, Widths, demand_of, fit_plan, fits, supply_of
-from host_tools.chat.plan_command import plan as command
+from host_tools.cli import cli
 
 # The config.json of Llama-3-8B, which has 8,030,261,248 parameters.
 LLAMA_3_8B = {
@@ -204,7 +204,7 @@ def config(tmp_path):
 
 def run(capsys, monkeypatch, *words):
     monkeypatch.setenv("COLUMNS", "80")
-    status = command.main([str(word) for word in words], standalone_mode=False)
+    status = cli.main(["plan", *map(str, words)], standalone_mode=False)
     return status, capsys.readouterr().out
 
 
@@ -251,4 +251,4 @@ def test_what_cannot_be_planned_is_a_usage_error(tmp_path, content, target, mess
     if content is not None:
         path.write_text(content)
     with pytest.raises(UsageError, match=message):
-        command.main(["--model", str(path), "--target", target], standalone_mode=False)
+        cli.main(["plan", "--model", str(path), "--target", target], standalone_mode=False)
