@@ -15,7 +15,12 @@ from edge import openai_form
 from edge.chat.answer import EVENTS, Prepared
 from edge.chat.chat_model import ChatModel
 from edge.chat.generation import End, Generation, Piece
-from edge.chat.openai_request import chat_request, completion_request, model_of
+from edge.chat.openai_request import (
+    MAX_BODY_BYTES,
+    chat_request,
+    completion_request,
+    model_of,
+)
 from edge.chat.page import PAGE_PATH, chat_page
 from edge.chat.plain import model_of_plain
 from edge.errors import DeadlineError, EdgeError, InputError
@@ -37,7 +42,6 @@ from edge.served import ServedChat
 from edge.serving import Serving
 
 HELPERS = 2
-MAX_BODY_BYTES = 8 << 20
 # While an answer has no lane its client is told so often how many are before it.
 QUEUE_NEWS_S = 1.0
 AHEAD_HEADER = "Edge-Queue-Ahead"

@@ -16,6 +16,7 @@ from edge import classes as class_names
 from edge import detections as boxes
 from edge import images, text
 from edge.chat import facts as chat_facts
+from edge.chat.spec import GOLDEN_ROWS
 from edge.chat.spec import problem_with as problem_with_decoder
 from edge.errors import BundleError
 from edge.manifest import (
@@ -32,6 +33,7 @@ from edge.manifest import (
     is_plain_name,
 )
 
+SMALLEST_LAYERED = 3  # files: what it is, its weights, and a graph
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -136,6 +138,14 @@ def _problem_with_chat(model: Model) -> str | None:
         names = [tensor.name for tensor in (*case.inputs, *case.outputs)]
         if names != [TOKENS, LOGITS]:
             return f"a golden case of {names}"
+        tokens, logits = case.inputs[0], case.outputs[0]
+        is_long = len(tokens.shape) == 1 and tokens.shape[0] >= GOLDEN_ROWS
+        if tokens.datatype != "INT64" or not is_long or logits.shape[:1] != (GOLDEN_ROWS,):
+            return f"a golden case of {tokens.shape} tokens and {logits.shape} logits"
+    for variant in model.variants:
+        is_layered = variant.decoder is not None and variant.decoder.form == "layered"
+        if is_layered and len(variant.files) < SMALLEST_LAYERED:
+            return f"variant {variant.id!r} in pieces has no pieces"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,7 +41,7 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class Served(ABC):
     """An opened model that passed its self-test, with what is known about it.
 
     bundle: where it came from. memory_bytes: what opening it took, of a GPU if it runs there,
@@ -58,9 +59,9 @@ class Served:
     statistics: ModelStatistics
 
     @property
+    @abstractmethod
     def runner(self) -> Runner:
         """What runs it."""
-        raise NotImplementedError
 
     @property
     def degradation(self) -> str | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge.chat.decoder import Decoder, FloatArray, IntArray
-
-GOLDEN_ROWS = 4
+from edge.chat.spec import GOLDEN_ROWS
 
 
 def golden_logits(decoder: Decoder, tokens: IntArray) -> FloatArray:

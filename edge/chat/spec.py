@@ -29,6 +29,8 @@ DECODER_KEY = "edge_kit.decoder"
 MAX_LAYERS = 1024
 MAX_LANES = 1024
 MAX_SIZE = 1 << 24  # of every other number: a vocabulary or a context, far beyond what exists
+# Of a golden case: the last tokens of its prompt, whose logits are kept.
+GOLDEN_ROWS = 4
 
 Form = Literal["scatter", "scatter-primitive", "prefix", "concat", "layered"]
 

@@ -17,10 +17,9 @@ import msgspec
 
 from calibration.errors import GateError
 from edge import __version__
-from edge.chat.golden import GOLDEN_ROWS
 from edge.chat.quality_facts import ChatQuality
 from edge.chat.sampling_defaults import SamplingDefaults
-from edge.chat.spec import DecoderSpec, Form
+from edge.chat.spec import GOLDEN_ROWS, DecoderSpec, Form
 from edge.chat.template import ChatTemplate
 from edge.chat.tokenizer import MAX_PROMPT_CHARACTERS, ChatTokenizer
 from edge.errors import UsageError

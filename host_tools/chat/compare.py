@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.chat.golden import GOLDEN_ROWS, golden_logits
+from edge.chat.golden import golden_logits
 from edge.chat.ort_decoder import OrtDecoder
+from edge.chat.spec import GOLDEN_ROWS
 from edge.self_test import relative_error
 from host_tools.chat.llm_spec import llm_spec_from_folder
 from host_tools.errors import FOREIGN_ERRORS, ExportError, ParityError, root_cause

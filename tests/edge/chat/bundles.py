@@ -11,8 +11,8 @@ import numpy as np
 from edge import manifest as m
 from edge.chat.decoder import Decoder
 from edge.chat.facts import ChatFacts
-from edge.chat.golden import GOLDEN_ROWS
 from edge.chat.room import Room
+from edge.chat.spec import GOLDEN_ROWS
 from edge.spec import Profile
 from tests.bundles import Parts, affine_parts, golden_tensors
 from tests.edge.chat.fakes import FakeDecoder, fake_spec, logits_after
