@@ -15,7 +15,8 @@ from edge.chat.room import Room
 from edge.chat.scheduler import SchedulerOptions
 from edge.chat.spec import DecoderSpec
 from edge.chat.template import MAX_TEMPLATE_BYTES
-from edge.chat_preparing import OpenDecoder, decoder_spec
+from edge.chat_preparing import decoder_spec
+from edge.chat_whole import OpenDecoder
 from edge.choice import Choice
 from edge.config import AgentConfig
 from edge.engine_process import AttemptError

@@ -1,8 +1,8 @@
-"""Makes a variant of a chat model ready to be opened: its graph, or engines of its pieces.
+"""Makes a variant of a chat model ready to be opened: its graph, its engine, or its pieces.
 
-Engines are built in a child process, kept like those of other models, and opened by the bytes that
-the cache has authenticated. A chat model is tried in the agent's own process: what its pieces are
-built from is part of the verified bundle, and no engine comes from elsewhere.
+Engines of pieces are built in a child process, kept like those of other models, and opened by the
+bytes that the cache has authenticated. They are tried in the agent's own process: what they are
+built from is part of the verified bundle, and none comes from elsewhere. Whole ones: `chat_whole`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from edge.chat.ort_decoder import OrtDecoder
 from edge.chat.room import Room
 from edge.chat.spec import DecoderSpec
 from edge.chat.trt_decoder import TrtDecoder
+from edge.chat_whole import OpenDecoder, WholePreparer
 from edge.choice import Candidate
 from edge.config import AgentConfig
 from edge.engine_builder import EngineRequest, Progress
@@ -35,8 +36,7 @@ from edge.tensorrt_library import TensorRtBackend, load_tensorrt
 
 logger = logging.getLogger(__name__)
 
-# Opens the variant in the thread that will own the decoder.
-OpenDecoder = Callable[[Room], Decoder]
+# What it returns opens the variant in the thread that will own the decoder.
 PrepareDecoder = Callable[[Bundle, Candidate], OpenDecoder]
 
 
@@ -74,6 +74,7 @@ class DecoderPreparer:
         self._progress = progress
         self._stop = stop
         self._cache = EngineCache(config.cache, max_bytes=config.cache_bytes)
+        self._whole = WholePreparer(config, target, self._cache, progress=progress, stop=stop)
 
     def prepare(self, bundle: Bundle, candidate: Candidate) -> OpenDecoder:
         """Return what opens the candidate; raises AttemptError with the code of the refusal."""
@@ -81,11 +82,7 @@ class DecoderPreparer:
         if variant.backend == "ort":
             return lambda room: _opened_graph(bundle, variant, room, self._config.intra_op_threads)
         if variant.engine is not None or decoder_spec(variant).form != "layered":
-            raise AttemptError(
-                "open-failed",
-                "the agent runs a chat model on a GPU in pieces, and this is a whole one; build "
-                "the model with this version of edge-kit, which packs the pieces beside it",
-            )
+            return self._whole.prepare(bundle, candidate, variant.backend)
         pieces = _pieces_of(bundle, variant)
         plans = self._plans(bundle, variant, variant.backend, pieces)
         backend = variant.backend

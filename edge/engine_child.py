@@ -20,14 +20,18 @@ from pathlib import Path
 
 import msgspec
 
+from edge.chat.golden import golden_logits
+from edge.chat.spec import DecoderSpec
+from edge.chat.trt_whole import TrtWholeDecoder
 from edge.cuda_query import free_memory_bytes
 from edge.engine_builder import EngineRequest, engine_from_onnx
 from edge.errors import EdgeError, ModelError
 from edge.files import read_capped
-from edge.manifest import Model, Precision
+from edge.manifest import LOGITS, TOKENS, Model, Precision
 from edge.sealed import memory_content
 from edge.self_test import SelfTest, run_self_test
-from edge.tensorrt_library import TensorRtBackend, load_tensorrt
+from edge.spec import AnyArray, Feeds
+from edge.tensorrt_library import TensorRT, TensorRtBackend, load_tensorrt
 from edge.trt_session import TrtSession
 
 _PR_SET_PDEATHSIG = 1
@@ -39,7 +43,8 @@ _MAX_GOLDEN_BYTES = 1 << 32
 class TryRequest:
     """Open an engine and run the golden set. engine: descriptor of its bytes.
 
-    golden: artifact path to the file that holds it, verified by the parent.
+    golden: artifact path to the file that holds it, verified by the parent. decoder: of a whole
+    chat model, which is tried in one lane.
     """
 
     backend: TensorRtBackend
@@ -47,6 +52,7 @@ class TryRequest:
     precision: Precision
     engine: int
     golden: dict[str, str]
+    decoder: DecoderSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +128,8 @@ def _try(request: TryRequest) -> Report:
     if os.fstat(request.engine).st_size == 0:
         raise ModelError("the engine is empty; build it again")
     with mmap.mmap(request.engine, 0, prot=mmap.PROT_READ) as plan:
+        if request.decoder is not None:
+            return _try_chat(request, request.decoder, plan, library, begun)
         session = TrtSession.open(
             plan,
             library=library,
@@ -129,18 +137,35 @@ def _try(request: TryRequest) -> Report:
             outputs=request.model.outputs,
             profile=request.model.profile,
         )
-        result = run_self_test(
-            request.model,
-            request.precision,
-            infer=session.run,
-            read=lambda path: read_capped(Path(request.golden[path]), max_bytes=_MAX_GOLDEN_BYTES),
-        )
         return Report(
-            self_test=result,
+            self_test=_tested(request, session.run),
             seconds=time.monotonic() - begun,
             memory_bytes=session.memory_bytes,
             layers=session.layers(),
         )
+
+
+def _try_chat(
+    request: TryRequest, spec: DecoderSpec, plan: mmap.mmap, library: TensorRT, begun: float
+) -> Report:
+    before = free_memory_bytes()
+    decoder = TrtWholeDecoder.open(spec, plan, library=library, lanes=1)
+
+    def infer(feeds: Feeds) -> dict[str, AnyArray]:
+        return {LOGITS: golden_logits(decoder, feeds[TOKENS])}
+
+    result, after = _tested(request, infer), free_memory_bytes()
+    taken = 0 if before is None or after is None else max(0, before - after)
+    return Report(self_test=result, seconds=time.monotonic() - begun, memory_bytes=taken)
+
+
+def _tested(request: TryRequest, infer: Callable[[Feeds], dict[str, AnyArray]]) -> SelfTest:
+    return run_self_test(
+        request.model,
+        request.precision,
+        infer=infer,
+        read=lambda path: read_capped(Path(request.golden[path]), max_bytes=_MAX_GOLDEN_BYTES),
+    )
 
 
 def _build(request: BuildRequest, tell: Callable[[Report], None]) -> Report:

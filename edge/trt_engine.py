@@ -311,10 +311,24 @@ class Engine:
         return dtype_of(self._engine, name)
 
 
-def new_context(library: TensorRT, engine: Any, scratch: Any, cuda: Any, profile: int = 0) -> Any:
-    """Return an execution context on a profile that uses the memory `scratch` for activations."""
+def new_context(
+    library: TensorRT,
+    engine: Any,
+    scratch: Any,
+    cuda: Any,
+    profile: int = 0,
+    *,
+    one_shape: bool = False,
+) -> Any:
+    """Return an execution context on a profile that uses the memory `scratch` for activations.
+
+    one_shape: TensorRT-RTX then makes the kernels for a shape before it first runs them, not
+    while it runs others: a CUDA graph would keep those.
+    """
     trt = library.module
-    if hasattr(trt, "ExecutionContextAllocationStrategy"):
+    if one_shape and hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        context = engine.create_execution_context(_one_shape_config(trt, engine))
+    elif hasattr(trt, "ExecutionContextAllocationStrategy"):
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = engine.create_execution_context(strategy)
     else:
@@ -331,6 +345,16 @@ def new_context(library: TensorRT, engine: Any, scratch: Any, cuda: Any, profile
         raise InferenceError(f"profile {profile} refused: {library.last_error()}")
     stream.synchronize()
     return context
+
+
+def _one_shape_config(trt: Any, engine: Any) -> Any:
+    runtime_config = engine.create_runtime_config()
+    runtime_config.set_execution_context_allocation_strategy(
+        trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    )
+    kernels = trt.DynamicShapesKernelSpecializationStrategy
+    runtime_config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+    return runtime_config
 
 
 def scratch_bytes(engine: Any) -> int:

@@ -46,7 +46,21 @@ if TYPE_CHECKING:
     help="Plain text that the model should be good at: int4 and w8a8 are calibrated on its "
     "beginning, and each precision is judged on its end, by perplexity and divergence from fp32.",
 )
-@click.option("--force", is_flag=True, help="Write precisions that lose too much as well.")
+@click.option(
+    "--head",
+    type=click.Choice(["int8", "same"]),
+    default="int8",
+    show_default=True,
+    help="Of int4: the matrix that gives the logits, which int4 costs most, or like the rest.",
+)
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="A name of `edge-kit targets`: refuse at once what its memory cannot hold.",
+)
+@click.option(
+    "--force", is_flag=True, help="Write precisions that lose too much, or do not fit, as well."
+)
 @click.option(
     "--compare/--no-compare",
     default=True,

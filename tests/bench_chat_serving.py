@@ -1,7 +1,8 @@
 """What streaming over HTTP costs: the agent's tokens/s against those of the generator alone.
 
-    python -m tests.bench_chat_serving BUNDLE KEYS
+    python -m tests.bench_chat_serving BUNDLE KEYS [VARIANT]
 
+VARIANT: by default the one that the bundle prefers on the CPU; engines are built here if need be.
 The same bundle is asked in turns by two children: one opens it and runs the generator with no
 server; the other is an agent, and a third process reads its streams. Ratios of the rounds'
 medians are printed for 1, 4 and 8 answers at once, and the time to the first token.
@@ -17,15 +18,18 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+from edge.agent_process import script
+from edge.manifest import Model, Variant
 
 ROUNDS = 5
 TOKENS = 64
 STREAMS = (1, 4, 8)
+LANES, CONTEXT = 8, 1024
 QUESTION = "Tell me about the sea, the sky and the land between them. " * 4
 
 
@@ -37,9 +41,9 @@ class Rate:
     first_token_s: float
 
 
-def main(bundle: Path, keys: Path) -> None:
-    """Measure and print."""
-    with Bare(bundle, keys) as bare, Served(bundle, keys) as served:
+def main(*asked: str) -> None:
+    """Measure and print. asked: bundle, keys, variant."""
+    with Bare(*asked) as bare, Served(*asked) as served:
         print(f"{'answers':>8} {'bare tok/s':>11} {'HTTP tok/s':>11} {'ratio':>6} {'TTFT ms':>14}")
         for streams in STREAMS:
             rates: dict[str, list[Rate]] = {"bare": [], "http": []}
@@ -59,15 +63,16 @@ def main(bundle: Path, keys: Path) -> None:
             ratio = speed["http"] / speed["bare"]
             print(
                 f"{streams:>8} {speed['bare']:>11.1f} {speed['http']:>11.1f} {ratio:>6.3f} "
-                f"{first['bare']:>6.0f} {first['http']:>6.0f}"
+                f"{first['bare']:>6.0f} {first['http']:>6.0f}",
+                flush=True,
             )
 
 
 class Bare:
     """The generator in a child, with no server."""
 
-    def __init__(self, bundle: Path, keys: Path) -> None:
-        command = [sys.executable, "-m", "tests.bench_chat_serving", "bare", str(bundle), str(keys)]
+    def __init__(self, *asked: str) -> None:
+        command = [sys.executable, "-m", "tests.bench_chat_serving", "bare", *asked]
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -90,7 +95,13 @@ class Bare:
         return Rate(**json.loads(self._child.stdout.readline()))
 
 
-def bare(bundle: Path, keys: Path) -> None:
+def variant_of(model: Model, name: str | None) -> Variant:
+    """Return the named variant, or the one that the CPU prefers."""
+    wanted = name or model.preferences[0].variant
+    return next(variant for variant in model.variants if variant.id == wanted)
+
+
+def bare(bundle: Path, keys: Path, name: str | None = None) -> None:
     """Open the bundle as an agent does, and answer what is asked on standard input."""
     from edge.bundle import open_bundle
     from edge.chat.openai_request import chat_request
@@ -99,20 +110,23 @@ def bare(bundle: Path, keys: Path) -> None:
     from edge.chat_preparing import DecoderPreparer
     from edge.choice import Candidate, Choice
     from edge.config import AgentConfig
+    from edge.matching import Means
     from edge.target import detect_target
     from edge.trust import trusted_keys_in
 
     sys.setswitchinterval(0.0005)  # as the agent does
     opened = open_bundle(bundle, trusted_keys_in(keys))
     (model,) = opened.manifest.models
-    variant = next(v for v in model.variants if v.id == model.preferences[0].variant)
-    choice = Choice(variant=variant, means="ort-cpu", why="", refused=())
-    room = Room(lanes=8, context=1024)
-    config = AgentConfig()
+    variant = variant_of(model, name)
+    means: Means = "ort-cpu" if variant.backend == "ort" else "build"
+    choice = Choice(variant=variant, means=means, why="", refused=())
+    assert variant.decoder is not None
+    room = Room(lanes=variant.decoder.lanes or LANES, context=min(CONTEXT, variant.decoder.context))
+    config = AgentConfig(cache=bundle.parent / "engines")
     prepare = DecoderPreparer(
         config, detect_target(), progress=lambda *_: True, stop=threading.Event()
     ).prepare
-    candidate = Candidate(variant=variant, means="ort-cpu", why="")
+    candidate = Candidate(variant=variant, means=means, why="")
     chat = open_chat(
         opened,
         model,
@@ -156,12 +170,14 @@ class _Ear:
 class Served:
     """An agent in a child; its streams are read here."""
 
-    def __init__(self, bundle: Path, keys: Path) -> None:
+    def __init__(self, bundle: str, keys: str, variant: str | None = None) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._port = probe.getsockname()[1]
-        command = [str(Path(sys.executable).with_name("edge-agent")), "serve"]
-        command += ["--bundle", str(bundle), "--trusted-keys", str(keys), "--port", str(self._port)]
-        command += ["--chat-lanes", "8", "--chat-context", "1024", "--log-level", "warning"]
+        command = [script("edge-agent"), "serve", "--port", str(self._port)]
+        command += ["--bundle", bundle, "--trusted-keys", keys, "--log-level", "warning"]
+        command += ["--chat-lanes", str(LANES), "--chat-context", str(CONTEXT)]
+        command += ["--cache", str(Path(bundle).parent / "engines")]
+        command += [] if variant is None else ["--variant", variant]
         self._child = subprocess.Popen(command)
         self._name = ""
 
@@ -169,12 +185,13 @@ class Served:
         url = f"http://127.0.0.1:{self._port}"
         while True:
             try:
-                if httpx.get(f"{url}/v2/health/ready").status_code == 200:
+                with urllib.request.urlopen(f"{url}/v2/health/ready"):
                     break
-            except httpx.TransportError:
+            except OSError:
                 assert self._child.poll() is None
             time.sleep(0.2)
-        self._name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+        with urllib.request.urlopen(f"{url}/v1/models") as models:
+            self._name = json.load(models)["data"][0]["id"]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -215,7 +232,7 @@ class Served:
     def _ask(self, number: int, round_: int) -> socket.socket:
         content = body(self._name, number, round_)
         head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nContent-Length: "
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
             f"{len(content)}\r\n\r\n"
         )
         client = socket.create_connection(("127.0.0.1", self._port))
@@ -240,6 +257,6 @@ def body(model: str, number: int, round_: int) -> bytes:
 
 if __name__ == "__main__":
     if sys.argv[1] == "bare":
-        bare(Path(sys.argv[2]), Path(sys.argv[3]))
+        bare(Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
     else:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        main(*sys.argv[1:])

@@ -81,7 +81,7 @@ class LayeredModel:
     @property
     def dtype(self) -> np.dtype[np.float16] | np.dtype[np.float32]:
         """The numpy type of activations and weights."""
-        return np.dtype(np.float16) if self.decoder.cache == "FP16" else np.dtype(np.float32)
+        return self.decoder.cache_dtype
 
     @property
     def lanes(self) -> int:

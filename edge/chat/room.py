@@ -20,7 +20,8 @@ class Room:
 
     def size_bytes(self, spec: DecoderSpec) -> int:
         """Return what the cache takes at most."""
-        return self.lanes * self.context * spec.position_bytes
+        context = spec.context if spec.is_fixed else self.context
+        return self.lanes * context * spec.position_bytes
 
 
 def room_for(
@@ -37,7 +38,9 @@ def room_for(
     many bytes does not fit, None if it does.
     """
     room = Room(lanes=spec.lanes or lanes, context=min(spec.context, context or spec.context))
-    smallest = room.context if context is not None else min(SMALLEST_CONTEXT, spec.context)
+    smallest = min(SMALLEST_CONTEXT, spec.context)
+    if context is not None or spec.is_fixed:
+        smallest = room.context
     while (reason := problem(room.size_bytes(spec))) is not None:
         if room.context > smallest:
             room = Room(lanes=room.lanes, context=max(smallest, room.context // 2))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from edge.errors import ModelError
 
@@ -41,7 +42,8 @@ class DecoderSpec:
 
     context: positions that the rotary tables and the cache may hold at most. cache: datatype of
     keys and values. window: positions that a token sees, itself among them; None is all.
-    eos: tokens that end an answer. lanes: rows that the cache has, where that is fixed.
+    eos: tokens that end an answer. lanes: rows that the cache has, where that is fixed; of a
+    scattering graph it is then as long as the context, too.
     """
 
     form: Form
@@ -56,10 +58,20 @@ class DecoderSpec:
     lanes: int | None = None
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether the cache has one size alone, that of an engine which updates it in place."""
+        return self.lanes is not None and self.form in {"scatter", "scatter-primitive"}
+
+    @property
+    def cache_dtype(self) -> np.dtype[np.float16] | np.dtype[np.float32]:
+        """The numpy type of keys and values."""
+        return np.dtype(np.float16) if self.cache == "FP16" else np.dtype(np.float32)
+
+    @property
     def position_bytes(self) -> int:
         """Bytes of cache that one position of one lane takes, over all layers."""
         values = 2 * self.layers * self.kv_heads * self.head_dim
-        return values * (4 if self.cache == "FP32" else 2)
+        return values * self.cache_dtype.itemsize
 
 
 def cache_inputs(spec: DecoderSpec) -> tuple[str, ...]:

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge.chat.layered import LayeredModel
+from edge.chat.spec import DecoderSpec
+from edge.chat.trt_base import Pitched, copy_blocks
 
 
 class TrtCache:
-    """A cache that grows from one capacity of the model to the next; all zero at first."""
+    """A cache that grows from one capacity to the next; all zero at first.
 
-    def __init__(self, model: LayeredModel, lanes: int, cuda: Any, stream: Any) -> None:
-        self.capacity = model.capacities[0]
-        self._capacities = model.capacities
+    heads: H of the layers that `store` takes from.
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, capacities: tuple[int, ...], lanes: int, cuda: Any, stream: Any,
+        *, heads: int = 0,
+    ) -> None:  # fmt: skip
+        self.capacity = capacities[0]
+        self._capacities = capacities
         self._cuda = cuda
         self._stream = stream
-        self._layers, self._lanes = model.decoder.layers, lanes
-        self._heads, self._kv_heads = model.heads, model.decoder.kv_heads
-        self._position_bytes = model.decoder.head_dim * model.dtype.itemsize
+        self._layers, self._lanes = spec.layers, lanes
+        self._heads, self._kv_heads = heads, spec.kv_heads
+        self._position_bytes = spec.head_dim * spec.cache_dtype.itemsize
         self._memory = self._new(self.capacity)
 
     def address(self, layer: int, kind: int, lane: int) -> int:
@@ -136,16 +143,12 @@ class TrtCache:
         length: int, depth: int, height: int | None = None,
     ) -> None:  # fmt: skip
         """Copy `length` positions of `height` heads, `depth` times; pitches are in positions."""
-        if length == 0:
-            return
-        copy = self._cuda.Memcpy3D()
-        copy.set_src_device(source)
-        copy.set_dst_device(target)
-        copy.src_pitch = source_pitch * self._position_bytes
-        copy.src_height = source_height
-        copy.dst_pitch = target_pitch * self._position_bytes
-        copy.dst_height = target_height
-        copy.width_in_bytes = length * self._position_bytes
-        copy.height = self._kv_heads if height is None else height
-        copy.depth = depth
-        copy(self._stream)
+        size = self._position_bytes
+        copy_blocks(
+            self._cuda, self._stream,
+            Pitched(source, source_pitch * size, source_height),
+            Pitched(target, target_pitch * size, target_height),
+            width=length * size,
+            height=self._kv_heads if height is None else height,
+            depth=depth,
+        )  # fmt: skip

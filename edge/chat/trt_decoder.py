@@ -8,56 +8,34 @@ Everything lives on the device's primary context, in the thread that called `ope
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from edge.chat.decoder import FloatArray, IntArray
 from edge.chat.layered import LIKELIEST, LayeredModel, Piece, WeightSource
+from edge.chat.trt_base import DeviceDecoder
 from edge.chat.trt_buffers import SparseRows, StepInputs, Tail
 from edge.chat.trt_cache import TrtCache
 from edge.chat.trt_piece import PieceEngine, TrtPiece
+from edge.chat.trt_replay import Capture, Replay, captured
 from edge.cuda_graph import CudaGraph
 from edge.cuda_library import PrimaryContext, load_cuda
-from edge.errors import InferenceError, ModelError
+from edge.errors import ModelError
 from edge.spec import AnyArray
 from edge.tensorrt_library import TensorRT
 
 CHUNK_BYTES = 64 << 20  # of weights on their way to the device
 
-logger = logging.getLogger(__name__)
 
-
-class Replay(Protocol):
-    """Captured work; see `cuda_graph.CudaGraph`."""
-
-    def launch(self) -> None:
-        """Put it on its stream."""
-
-    def close(self) -> None:
-        """Free it."""
-
-
-class _Plain:
-    """Work that is done anew each time."""
-
-    def __init__(self, launch: Callable[[], None]) -> None:
-        self.launch = launch
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-Capture = Callable[[int, Callable[[], None]], Replay]
-
-
-class TrtDecoder:
+class TrtDecoder(DeviceDecoder):
     """A chat model whose pieces are engines; make it with `open`.
 
     capture: makes a graph of what a function puts on a stream.
     """
+
+    _cache: TrtCache
 
     def __init__(
         self,
@@ -89,7 +67,9 @@ class TrtDecoder:
             for i in range(self.spec.layers)
         ]
         self._tail = {name: self._upload(weights.tensor(name)) for name in ("norm", "head")}
-        self._cache = TrtCache(model, self.lanes, cuda, self._stream)
+        self._cache = TrtCache(
+            self.spec, model.capacities, self.lanes, cuda, self._stream, heads=model.heads
+        )
         self._inputs: dict[tuple[int, int], StepInputs] = {}
         self._tails = {
             width: Tail(model, width, self._tail_engine(width), cuda) for width in {1, self.lanes}
@@ -134,44 +114,15 @@ class TrtDecoder:
             decoder._memory.append(scratch)
         return decoder
 
-    def step(
-        self, first: int, tokens: IntArray, start: IntArray, rows: IntArray, *,
-        top: int | None = None,
-    ) -> FloatArray:  # fmt: skip
-        """Return logits FP32 [n, wanted, vocabulary]; see `decoder.Decoder`."""
-        if not self._is_open:
-            raise InferenceError("the decoder is closed; open the model again")
-        lanes, count = tokens.shape
-        end = max(start.tolist()) + count
-        if end > self.spec.context or not 0 <= first <= first + lanes <= self.lanes:
-            raise ValueError(f"lanes {first}..{first + lanes - 1}, positions up to {end}")
-        if count > self.longest_step:
-            raise ValueError(f"{count} tokens, a step takes {self.longest_step}")
+    def _step(
+        self, first: int, tokens: IntArray, start: IntArray, rows: IntArray, top: int | None
+    ) -> FloatArray:
         few = top is not None and top <= LIKELIEST and rows.size > 0
-        with self._device:
-            try:
-                if self._cache.reserve(end):
-                    self._drop_graphs()
-                if count == 1 and rows.shape[1] == 1:
-                    return self._decode(first, tokens[:, 0], start, few)
-                return self._prefill(first, tokens, start, rows, few)
-            except self._cuda.Error as error:
-                raise InferenceError(f"CUDA failed to run the engines: {error}") from error
-
-    def copy_lane(self, source: int, target: int, length: int) -> None:
-        """Make the first positions of a lane those of another."""
-        with self._device:
-            self._cache.copy(source, target, length)
-
-    def swap_lanes(self, one: int, other: int, length: int) -> None:
-        """Exchange the first positions of two lanes."""
-        with self._device:
-            self._cache.swap(one, other, length)
-
-    def clear_lane(self, lane: int) -> None:
-        """Make a lane all zero."""
-        with self._device:
-            self._cache.clear(lane)
+        if self._cache.reserve(max(start.tolist()) + tokens.shape[1]):
+            self._drop_graphs()
+        if tokens.shape[1] == 1 and rows.shape[1] == 1:
+            return self._decode(first, tokens[:, 0], start, few)
+        return self._prefill(first, tokens, start, rows, few)
 
     def shrink(self, length: int) -> None:
         """Forget all positions from length on."""
@@ -212,7 +163,9 @@ class TrtDecoder:
         if graph is None:
             self._enqueue(*key)  # a context's first run does work no graph can hold
             self._stream.synchronize()
-            graph = self._graphs[key] = self._captured(lambda: self._enqueue(*key))
+            graph = self._graphs[key] = captured(
+                self._capture, self._stream.handle, lambda: self._enqueue(*key)
+            )
         graph.launch()
         for row, position in enumerate(start.tolist()):
             self._cache.store(
@@ -225,14 +178,6 @@ class TrtDecoder:
             return self._sparse.filled(tail.top[found], tail.top_ids[found])[:, None]
         logits: FloatArray = tail.logits[found, None]
         return logits
-
-    def _captured(self, enqueue: Callable[[], None]) -> Replay:
-        """Return a graph of a step, or, where none can be made, the step itself."""
-        try:
-            return self._capture(self._stream.handle, enqueue)
-        except InferenceError as error:
-            logger.warning("steps without CUDA graphs: %s", error)
-            return _Plain(enqueue)
 
     def _enqueue(self, width: int, first: int, few: bool) -> None:
         inputs, tail = self._inputs_of(width, 1), self._tails[width]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -17,7 +17,7 @@ import onnx
 from edge.chat.layered import MODEL_FILE, WEIGHTS_FILE, LayeredModel
 from edge.chat.scheduler import SchedulerOptions
 from edge.chat.spec import DecoderSpec, Form
-from edge.devices import DEVICES, Device, device_named
+from edge.devices import Device
 from edge.errors import BuildError, UsageError
 from edge.files import sha256_of, storage_errors
 from edge.installed import installed_backends
@@ -29,6 +29,7 @@ from host_tools.chat.engine import (
     forms_for,
     write_engine_graph,
 )
+from host_tools.chat.fitting import known_device
 from host_tools.chat.layered import write_layered
 from host_tools.chat.llm_spec import llm_spec_from_folder
 from host_tools.chat.writer import weights_path
@@ -80,7 +81,7 @@ def build_chat_engines(
     Raises UsageError for an unknown target or what it cannot have, ExportError for a folder that
     cannot be written, BuildError where TensorRT refuses.
     """
-    devices = [_device(name) for name in options.targets]
+    devices = [known_device(name) for name in options.targets]
     if not devices:
         raise UsageError("nothing to build for: give --target; see `edge-kit targets`")
     made_for = llm_spec_from_folder(options.folder).context
@@ -265,7 +266,8 @@ class _Build:
                 say=self._say,
             )
             self._written = {key: w for key, w in self._written.items() if w.path != out}
-            self._written[precision, form] = _Written(path=out, decoder=decoder)
+            fixed = replace(decoder, lanes=self._shapes.lanes)
+            self._written[precision, form] = _Written(path=out, decoder=fixed)
         return self._written[precision, form]
 
     def _kept(self, record: EngineRecord) -> EngineRecord:
@@ -282,14 +284,6 @@ def _chunks(shapes: EngineShapes) -> tuple[int, ...]:
 def _capacities(context: int) -> tuple[int, ...]:
     """Return the sizes of a cache that are worth an engine each: a quarter, and all of it."""
     return tuple(sorted({min(context, max(SMALLEST_PIECE, context // 4)), context}))
-
-
-def _device(name: str) -> Device:
-    device = device_named(name)
-    if device is None:
-        known = ", ".join(d.name for d in DEVICES)
-        raise UsageError(f"--target {name!r} is not known for a chat model; give one of {known}")
-    return device
 
 
 def _forms(device: Device, precision: Precision, options: ChatBuildOptions) -> tuple[Form, ...]:

@@ -28,18 +28,22 @@ from edge.manifest import Precision
 from host_tools.chat.build_engines import source_sha256
 from host_tools.chat.calibrate import calibrate_chat
 from host_tools.chat.compare import compare_with_transformers
+from host_tools.chat.fitting import check_export
 from host_tools.chat.layerwise import IntArray
 from host_tools.chat.llm_spec import llm_spec_from_folder
+from host_tools.chat.plan import Widths, widths_of
 from host_tools.chat.quality import LIMITS, WINDOW, measure_quality, quality_problems, token_windows
 from host_tools.chat.scaling import Calibration, Quantized
+from host_tools.chat.sizes import Head
 from host_tools.chat.talk_files import TalkFiles, talk_files_from_folder
-from host_tools.chat.writer import WriteOptions, write_decoder
+from host_tools.chat.writer import DEFAULT_CONTEXT, WriteOptions, write_decoder
 
 RECORD_NAME = "chat.json"
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "template.jinja"
 MAX_RECORD_BYTES = 4 << 20
 SCHEMA = 1
+DEFAULT_HEAD: Head = "int8"
 MAX_TEXT_BYTES = 64 << 20
 HELD_OUT = 4  # a part of so many is judged on
 CALIBRATION_TOKENS = 4096
@@ -63,7 +67,8 @@ class ChatExportOptions:
 
     adapters: see `WriteOptions`. text: a file of plain text that the model should be good at; the
     quality of each precision is measured on its end. force: write what fails its limits too.
-    compare: with transformers, which needs memory for the model in fp32.
+    compare: with transformers, which needs memory for the model in fp32. head: of int4.
+    target: a device that everything must fit, as far as anyone knows beforehand.
     """
 
     folder: Path
@@ -75,6 +80,8 @@ class ChatExportOptions:
     text: Path | None = None
     force: bool = False
     compare: bool = True
+    head: Head = DEFAULT_HEAD
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +99,14 @@ class ChatExport:
     """The content of chat.json.
 
     source, source_sha256: the folder's name, and the digest of all that the weights come from.
+    widths: what the memory of a step is counted with.
     golden: prompts of at least GOLDEN_ROWS tokens.
     """
 
     schema: int
     source: str
     source_sha256: str
+    widths: Widths
     has_template: bool
     tokens: dict[str, str]
     sampling: SamplingDefaults
@@ -115,12 +124,24 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
     """
     talk = talk_files_from_folder(options.folder)
     golden = golden_prompts(talk)
-    made_for = llm_spec_from_folder(options.folder).context
-    context = min(made_for, options.context or made_for)
+    spec = llm_spec_from_folder(options.folder)
+    context = min(spec.context, options.context or spec.context)
     texts = None if options.text is None else _texts(options.text, talk, context)
     if texts is None and "w8a8" in options.precisions:
         raise UsageError("w8a8 needs --text, which the ranges of activations come from")
     chosen = [precision for precision in PRECISIONS if precision in options.precisions]
+    if options.target is not None:
+        for precision in chosen:
+            check_export(
+                spec,
+                options.target,
+                precision,
+                form=options.form,
+                head=options.head,
+                context=options.context or min(spec.context, DEFAULT_CONTEXT),
+                force=options.force,
+                say=say,
+            )
     with storage_errors("write", options.out), atomic_directory(options.out) as scratch:
         (scratch / TOKENIZER_NAME).write_bytes(talk.tokenizer)
         if talk.template is not None:
@@ -132,6 +153,7 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
                 weights=precision,
                 context=options.context,
                 adapters=options.adapters,
+                head="int8" if (precision, options.head) == ("int4", "int8") else None,
                 calibration=None if texts is None else _calibration(options, precision, texts, say),
             )
             written = write_decoder(options.folder, scratch / f"{precision}.onnx", write, say=say)
@@ -155,6 +177,7 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
             schema=SCHEMA,
             source=options.folder.resolve().name,
             source_sha256=source_sha256(options.folder, options.adapters),
+            widths=widths_of(spec),
             has_template=talk.template is not None,
             tokens=talk.tokens,
             sampling=talk.sampling,

@@ -37,6 +37,7 @@ from host_tools.chat.chat_export import (
     ChatExport,
     read_export,
 )
+from host_tools.chat.fitting import check_engines
 from host_tools.chat.talk_files import MAX_TOKENIZER_BYTES
 from host_tools.chat.writer import weights_path
 from host_tools.engine_record import EngineRecord, records_of
@@ -54,7 +55,8 @@ MEASURED_AT = 128  # tokens that are in the cache when a step is measured
 class ChatPackRequest:
     """What becomes one model of a bundle.
 
-    folder: of `export_chat`. engines: of `build_chat_engines`. name, version: of the model.
+    folder: of `export_chat`. engines: of `build_chat_engines`. name, version: of the model. force:
+    also what cannot run on the devices that its engines are for.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class ChatPackRequest:
     name: str
     version: str
     threads: int
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +78,14 @@ class _Ran:
 def pack_chat(
     request: ChatPackRequest, store: BlobStore, scratch: Path, *, say: Callable[[str], None]
 ) -> Model:
-    """Put a chat model's files into the store of a bundle at scratch, and return it."""
+    """Put a chat model's files into the store of a bundle at scratch, and return it.
+
+    Raises UsageError for engines of another model, and GateError for those that cannot run.
+    """
     record = read_export(request.folder)
     built = () if request.engines is None else _records(request.engines, record)
+    engines = request.engines or Path()
+    check_engines(built, engines, record.widths, force=request.force, say=say)
     prefix = request.name
     store.add(f"{prefix}/{TOKENIZER_NAME}", _content(request.folder / TOKENIZER_NAME))
     if record.has_template:
@@ -106,8 +114,8 @@ def pack_chat(
         prefix=f"{prefix}/golden",
     )
     tolerance = dict(golden.tolerance)
-    for one in built:
-        tolerance.setdefault(one.precision, ENGINE_TOLERANCE[one.precision])
+    for precision in {one.precision for one in built} - tolerance.keys():
+        tolerance[precision] = ENGINE_TOLERANCE[precision]
     preference = _preference({precision: one.measurement for precision, one in ran.items()})
     say(preference.why)
     return Model(
@@ -128,7 +136,7 @@ def pack_chat(
             )
             for variant in record.variants
         )
-        + tuple(_engine(request.engines or Path(), one, prefix, store, scratch) for one in built),
+        + tuple(_engine(engines, one, prefix, store, scratch) for one in built),
         preferences=(preference,),
         golden=replace(golden, tolerance=tolerance),
         chat=_facts(record, prefix),

@@ -16,7 +16,7 @@ from edge.config import AgentConfig
 from edge.devices import GIB, Device
 from edge.errors import UsageError
 from host_tools.chat.llm_spec import LlmSpec
-from host_tools.chat.sizes import Precision, weight_bytes
+from host_tools.chat.sizes import Head, Precision, weight_bytes
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8a8", "int4")
 WEIGHTS_TOO_LARGE = "the weights alone are too large"
@@ -50,6 +50,7 @@ SCORE_COPIES: dict[Form, int] = {
     "scatter-primitive": 4,
     "prefix": 5,
     "concat": 4,
+    "layered": 4,
 }
 
 Verdict = Literal["fits", "too large", "not supported"]
@@ -126,13 +127,14 @@ class FitPlan:
 class Ask:
     """What is asked of a device; None is the plan's to choose.
 
-    reserve_bytes: memory that others use, in place of the plan's assumption.
+    reserve_bytes: memory that others use, in place of the plan's assumption. head: of int4.
     """
 
     context: int | None = None
     lanes: int = DEFAULT_LANES
     form: Form | None = None
     reserve_bytes: int | None = None
+    head: Head = "same"
 
 
 def fit_plan(spec: LlmSpec, device: Device, ask: Ask | None = None) -> FitPlan:
@@ -174,8 +176,11 @@ def fits(
     if demand.total <= supply.usable_bytes:
         return None
     return (
-        f"{gigabytes(demand.total)} GB with {lanes} lanes of {context} positions, but "
-        f"{device.title} has {gigabytes(supply.usable_bytes)} GB for it ({supply.assumption})"
+        f"{demand.total:,} bytes with {_counted(lanes, 'lane')} of "
+        f"{_counted(context, 'position')}: "
+        f"weights {demand.weights:,}, cache {demand.cache:,}, workspace {demand.workspace:,}, "
+        f"runtime {demand.runtime:,}; but {device.title} has {supply.usable_bytes:,} for it "
+        f"({supply.assumption})"
     )
 
 
@@ -223,6 +228,11 @@ def form_for(device: Device) -> Form:
     return "prefix" if device.kind == "jetson" and _sm(device) < (9, 0) else "scatter"
 
 
+def widths_of(spec: LlmSpec) -> Widths:
+    """Return what activations of a model are as wide as."""
+    return Widths(hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads)
+
+
 def gigabytes(size: int) -> str:
     """Return a size in GB for people, two digits after the point."""
     return f"{size / 1e9:.2f}"
@@ -231,21 +241,22 @@ def gigabytes(size: int) -> str:
 def _row(
     spec: LlmSpec, device: Device, form: Form, precision: Precision, supply: Supply, ask: Ask
 ) -> Row:
-    longest = _longest_context(spec, form, precision, supply, ask.lanes)
+    longest = _longest_context(spec, form, precision, supply, ask)
     context = min(spec.context, USUAL_CONTEXT) if ask.context is None else ask.context
     if ask.context is None and longest is not None and longest < context:
         context = longest
-    demand = _demand(spec, form, precision, context, ask.lanes)
+    demand = _demand(spec, form, precision, context, ask)
     verdict: Verdict = "fits"
     remark = UNPROVEN if precision == "int8" else ""
     if precision == "int4" and device.kind == "jetson" and _sm(device) < (8, 0):
         verdict, remark = "not supported", "the TensorRT 8 of this Jetson reads no int4"
     elif demand.total > supply.usable_bytes:
         verdict, remark = "too large", _too_large(demand, supply, longest)
+    half = precision != "fp32"
     read = weight_bytes(
-        spec, form=form, precision=precision, half=precision != "fp32", context=context
+        spec, form=form, precision=precision, half=half, context=context, head=ask.head
     ).per_token
-    lane = _decoder(spec, form, precision).position_bytes * context
+    lane = decoder_of(spec, form, half=half, context=context).position_bytes * context
     bound = device.bandwidth_bytes_per_s
     return Row(
         precision=precision,
@@ -270,13 +281,13 @@ def _too_large(demand: Demand, supply: Supply, longest: int | None) -> str:
 
 
 def _longest_context(
-    spec: LlmSpec, form: Form, precision: Precision, supply: Supply, lanes: int
+    spec: LlmSpec, form: Form, precision: Precision, supply: Supply, ask: Ask
 ) -> int | None:
     """Return the longest context that fits, found by halving: more positions always take more."""
 
     def is_enough(steps: int) -> bool:
         context = min(steps * CONTEXT_STEP, spec.context)
-        return _demand(spec, form, precision, context, lanes).total <= supply.usable_bytes
+        return _demand(spec, form, precision, context, ask).total <= supply.usable_bytes
 
     low, high = 0, -(-spec.context // CONTEXT_STEP)
     while low < high:
@@ -286,23 +297,27 @@ def _longest_context(
     return longest if longest >= min(SMALLEST_CONTEXT, spec.context) else None
 
 
-def _demand(spec: LlmSpec, form: Form, precision: Precision, context: int, lanes: int) -> Demand:
+def _demand(spec: LlmSpec, form: Form, precision: Precision, context: int, ask: Ask) -> Demand:
     half = precision != "fp32"
-    written = weight_bytes(spec, form=form, precision=precision, half=half, context=context)
-    widths = Widths(hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads)
-    decoder = _decoder(spec, form, precision)
-    return demand_of(decoder, widths, weights=written.file, context=context, lanes=lanes)
+    written = weight_bytes(
+        spec, form=form, precision=precision, half=half, context=context, head=ask.head
+    )
+    decoder = decoder_of(spec, form, half=half, context=spec.context)
+    return demand_of(
+        decoder, widths_of(spec), weights=written.file, context=context, lanes=ask.lanes
+    )
 
 
-def _decoder(spec: LlmSpec, form: Form, precision: Precision) -> DecoderSpec:
+def decoder_of(spec: LlmSpec, form: Form, *, half: bool, context: int) -> DecoderSpec:
+    """Return what a graph of a model is; half: whether its cache is FP16."""
     return DecoderSpec(
         form=form,
         layers=spec.layers,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
         vocabulary=spec.vocabulary,
-        context=spec.context,
-        cache="FP32" if precision == "fp32" else "FP16",
+        context=context,
+        cache="FP16" if half else "FP32",
         window=spec.window,
     )
 
@@ -344,14 +359,17 @@ def _advice(rows: tuple[Row, ...], best: Row | None, supply: Supply) -> str:
             f"nothing fits: {least.precision} would take {gigabytes(least.demand.total)} GB of "
             f"{usable} GB usable ({least.remark}); {way_out}"
         )
-    lanes = "1 lane" if best.lanes == 1 else f"{best.lanes} lanes"
     line = (
-        f"{best.precision}, {lanes} of {best.context} positions: "
+        f"{best.precision}, {_counted(best.lanes, 'lane')} of {best.context} positions: "
         f"{gigabytes(best.demand.total)} of {usable} GB usable"
     )
     if best.tokens_per_s is None:
         return line
     return f"{line}, at most {best.tokens_per_s:.0f} tokens/s a conversation"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _sm(device: Device) -> tuple[int, int]:

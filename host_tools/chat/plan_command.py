@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edge.chat.spec import Form
-    from edge.devices import Device
     from host_tools.chat.llm_spec import LlmSpec
     from host_tools.chat.plan import FitPlan
+    from host_tools.chat.sizes import Head
 
 MAX_CONFIG_BYTES = 1 << 20
 FORMS = ("scatter", "scatter-primitive", "prefix", "concat")
@@ -48,6 +48,13 @@ FORMS = ("scatter", "scatter-primitive", "prefix", "concat")
     type=click.FloatRange(min=0),
     help="Memory that others use there, in place of the assumption that is printed.",
 )
+@click.option(
+    "--head",
+    type=click.Choice(["int8", "same"]),
+    default="same",
+    show_default=True,
+    help="Of int4: as in `export-chat`; `build` writes the same.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in bytes.")
 def plan(
     model: Path,
@@ -56,17 +63,19 @@ def plan(
     lanes: int,
     form: Form | None,
     reserve_gb: float | None,
+    head: Head,
     as_json: bool,
 ) -> int:
     """Say which precision and context of a chat model fit a device, and how fast it can be.
 
     Ends with exit code 1 if nothing fits.
     """
+    from host_tools.chat.fitting import known_device
     from host_tools.chat.plan import Ask, fit_plan
 
     reserve = None if reserve_gb is None else round(reserve_gb * 1e9)
-    ask = Ask(context=context, lanes=lanes, form=form, reserve_bytes=reserve)
-    found = fit_plan(_spec_at(model), _device(target), ask)
+    ask = Ask(context=context, lanes=lanes, form=form, reserve_bytes=reserve, head=head)
+    found = fit_plan(_spec_at(model), known_device(target), ask)
     if as_json:
         print_json(found)
     else:
@@ -88,16 +97,6 @@ def _spec_at(path: Path) -> LlmSpec:
     except msgspec.MsgspecError as error:
         raise UsageError(f"--model {path} is no config.json: {error}") from error
     return llm_spec_from_config(config, where=str(path))
-
-
-def _device(name: str) -> Device:
-    from edge.devices import DEVICES, device_named
-
-    device = device_named(name)
-    if device is None:
-        known = ", ".join(device.name for device in DEVICES)
-        raise UsageError(f"--target {name!r} is not known; give one of {known}")
-    return device
 
 
 def _print(found: FitPlan) -> None:

@@ -21,6 +21,9 @@ from host_tools.chat.writer import INT4_OPSET, OPSETS
 # which rounds them itself, they are FP32.
 Precision = Literal["fp32", "fp16", "int8", "int4", "w8a8"]
 
+# Of int4: the matrix that gives the logits, which rounding costs most.
+Head = Literal["int8", "same"]
+
 OPERATOR_ROTATION_OPSET = 23  # from it on RotaryEmbedding, which takes tables of half the width
 HALF_SCALES_OPSET = 19  # before it DequantizeLinear takes scales of FP32 alone
 
@@ -45,10 +48,16 @@ class _Tensor:
 
 
 def weight_bytes(
-    spec: LlmSpec, *, form: Form, precision: Precision, half: bool, context: int
+    spec: LlmSpec,
+    *,
+    form: Form,
+    precision: Precision,
+    half: bool,
+    context: int,
+    head: Head = "same",
 ) -> WeightBytes:
     """Return what the writer would write; half: whether activations are FP16."""
-    tensors = tuple(_Layout(spec, form, precision, half, context).tensors())
+    tensors = tuple(_Layout(spec, form, precision, half, context, head).tensors())
     padded = sum(-(-tensor.size // PAGE_BYTES) * PAGE_BYTES for tensor in tensors[:-1])
     return WeightBytes(
         file=padded + tensors[-1].size,
@@ -60,7 +69,13 @@ class _Layout:
     """Lists the tensors of one way to write a model."""
 
     def __init__(
-        self, spec: LlmSpec, form: Form, precision: Precision, half: bool, context: int
+        self,
+        spec: LlmSpec,
+        form: Form,
+        precision: Precision,
+        half: bool,
+        context: int,
+        head: Head,
     ) -> None:
         self._spec = spec
         self._context = context
@@ -70,6 +85,7 @@ class _Layout:
             self._packing = "int4" if precision == "int4" else "int8"
         if self._packing == "int4":
             self._opset = max(self._opset, INT4_OPSET)
+        self._head: Packing = "int8" if (precision, head) == ("int4", "int8") else self._packing
         self._half = half
         self._float_bytes = 2 if half else 4
         self._table_bytes = 2 if half or precision != "fp32" else 4
@@ -88,7 +104,7 @@ class _Layout:
             yield from self._layer()
         yield self._floats(spec.hidden)
         if not shares_table:
-            yield from self._linear(spec.hidden, (spec.vocabulary,))
+            yield from self._linear(spec.hidden, (spec.vocabulary,), packing=self._head)
 
     def _layer(self) -> Iterator[_Tensor]:
         spec = self._spec
@@ -104,14 +120,20 @@ class _Layout:
         yield from self._linear(inner, (spec.hidden,), bias=spec.mlp_bias)
 
     def _linear(
-        self, inputs: int, outputs: tuple[int, ...], *, bias: bool = False
+        self,
+        inputs: int,
+        outputs: tuple[int, ...],
+        *,
+        bias: bool = False,
+        packing: Packing | None = None,
     ) -> Iterator[_Tensor]:
+        packing = packing or self._packing
         count = sum(outputs)
         block = block_size(inputs)
         is_even = all(size % 2 == 0 for size in outputs)
-        if self._packing == "float":
+        if packing == "float":
             yield self._floats(inputs * count)
-        elif self._packing == "int4" and block is not None and is_even:
+        elif packing == "int4" and block is not None and is_even:
             yield _Tensor(size=inputs * count // 2)
             yield self._floats(inputs // block * count)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import selectors
 import socket
 import threading
 from collections.abc import Iterator
@@ -306,6 +307,37 @@ def test_sixty_four_clients_on_four_lanes_are_all_answered(agent: Agent) -> None
     assert answers == [expected_text(talk) for talk in talks]
 
 
+def test_nobody_in_line_waits_longer_than_twice_his_fair_share(tmp_path: Any) -> None:
+    """A share is counted in answers: who came n-th on L lanes is due when n // L rounds are over.
+
+    All wait before the first answer begins, in a known order, and all answers are equally long; so
+    at most twice as many as came before, and the lanes beside, may have their first word earlier.
+    """
+    count, lanes, gate = 64, 4, Gate(holds=False)
+    config = make_config(tmp_path, chat_parts(), chat_lanes=lanes, queue_size=count)
+    opener = fake_opener(before_step=gate)
+    with running_agent(config, open_decoder=opener) as agent, contextlib.ExitStack() as stack:
+        generator = agent.serving.served_chat(NAME).generator
+        gate.hold()
+        host, _, port = agent.url.removeprefix("http://").partition(":")
+        waiting = selectors.DefaultSelector()
+        for number in range(count):
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            client.sendall(_stream_request(f"client {number}"))
+            waiting.register(client, selectors.EVENT_READ, number)
+            wait_until(lambda n=number: generator.running + generator.waiting == n + 1)
+        gate.open()
+        begun: list[int] = []
+        received = [b""] * count
+        while len(begun) < count:
+            for key, _ in waiting.select(timeout=60):
+                received[key.data] += key.fileobj.recv(1 << 16)
+                if key.data not in begun and b'"content":"' in received[key.data]:
+                    begun.append(key.data)
+        for place, number in enumerate(begun):
+            assert place <= 2 * max(number, lanes), (place, number)
+
+
 def test_four_hundred_streams_at_once_get_their_whole_answers(tmp_path: Any) -> None:
     """All are open before the first answer begins; read in one thread, as bytes."""
     count, gate = 400, Gate(holds=False)
@@ -318,12 +350,7 @@ def test_four_hundred_streams_at_once_get_their_whole_answers(tmp_path: Any) -> 
         clients = []
         for number in range(count):
             client = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
-            body = json.dumps(
-                {"model": NAME, "messages": [{"role": "user", "content": f"client {number}"}],
-                 "max_tokens": 6, "temperature": 0, "stream": True}
-            ).encode()  # fmt: skip
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
-            client.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
+            client.sendall(_stream_request(f"client {number}"))
             clients.append(client)
         wait_until(lambda: generator.running + generator.waiting == count)
         gate.open()
@@ -334,6 +361,15 @@ def test_four_hundred_streams_at_once_get_their_whole_answers(tmp_path: Any) -> 
             text = "".join(delta.get("content", "") for delta in deltas)
             assert text == expected_text([{"role": "user", "content": f"client {number}"}], 6)
             assert b"data: [DONE]" in received
+
+
+def _stream_request(text: str) -> bytes:
+    body = json.dumps(
+        {"model": NAME, "messages": [{"role": "user", "content": text}],
+         "max_tokens": 6, "temperature": 0, "stream": True}
+    ).encode()  # fmt: skip
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+    return f"{head}\r\nConnection: close\r\n\r\n".encode() + body
 
 
 def test_a_chat_model_comes_and_goes(tmp_path: Any) -> None:

@@ -142,7 +142,8 @@ def test_more_tokens_than_the_context_holds_end_with_length(agent: Agent) -> Non
 @pytest.mark.usefixtures("unharmed")
 def test_a_hundred_clients_that_vanish_leave_nothing_behind(agent: Agent) -> None:
     body = json.dumps({"model": NAME, "messages": HELLO, "stream": True}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     host, _, port = agent.url.removeprefix("http://").partition(":")
 
     def vanish(number: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import operator
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ VERSIONS = ("8.6.1", "10.3.0", "10.13.3.9", "11.4.0.106")
 MODULES = (
     "engine_builder", "engine_child", "tensorrt_library",
     "trt_engine", "bench.trt_layers", "trt_outputs", "trt_session", "chat.trt_piece",
+    "chat.trt_graph",
 )  # fmt: skip
 # What our variables hold, by the name that the code gives them; "" is the module itself.
 CLASS_FROM_NAME = {
@@ -42,6 +44,8 @@ CLASS_FROM_NAME = {
     "_engine": "ICudaEngine",
     "inspector": "EngineInspector",
     "context": "IExecutionContext",
+    "_context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
     "handle": "IExecutionContext",
     "cache": "ITimingCache",
     "flags": "NetworkDefinitionCreationFlag",
@@ -53,6 +57,7 @@ OURS = {
     "trt_session": {"engine", "_engine", "context"},
     "engine_child": {"engine"},
     "bench.trt_layers": {"layer"},
+    "chat.trt_graph": {"shapes"},
     "trt_engine": {"context.bank", "context.shapes", "context.handle", "layer", "shapes"},
 }
 LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin", "libnvparsers")
@@ -143,6 +148,9 @@ GUARDED = {
     "ComputeCapability", "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.int8_calibrator", "IBuilderConfig.set_calibration_profile",
     "IBuilderConfig.set_compute_capability", "ILayer.plugin", "ILayer.plugin.plugin_type",
+    "ICudaEngine.create_runtime_config",
+    "IRuntimeConfig.set_execution_context_allocation_strategy",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
 }  # fmt: skip
 
 
@@ -186,6 +194,26 @@ def test_every_name_that_is_not_asked_for_first_exists(surface: dict[str, bool])
         if not surface[use.name] and not is_guarded(use.name)
     }
     assert missing == set()
+
+
+def test_tensorrt_rtx_has_every_name_that_a_decoder_of_engines_touches() -> None:
+    """Its bindings can be imported where there is no GPU."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    modules = ("trt_graph.py", "trt_piece.py", "trt_engine.py", "tensorrt_library.py")
+    names = {use.name for use in FOUND if use.where.startswith(modules)}
+    assert {"IExecutionContext.set_input_shape", "IRuntimeConfig", "ICudaEngine"} <= {
+        part for name in names for part in (name, name.partition(".")[0])
+    }
+    missing = set()
+    for name in names:
+        try:
+            operator.attrgetter(name)(trt)
+        except AttributeError:
+            missing.add(name)
+    assert missing <= {
+        "ICudaEngine.create_execution_context_without_device_memory",
+        "ICudaEngine.device_memory_size",
+    }
 
 
 def test_the_walk_sees_the_calls_that_matter() -> None:

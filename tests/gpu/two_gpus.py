@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from edge.agent import SWITCH_INTERVAL_S
 from edge.config import AgentConfig
 from edge.http_client import AgentClient
 from edge.oip_client import infer, infer_request
+from edge.serve import SWITCH_INTERVAL_S
 from tests.agents import running_agent
 from tests.gpu.serve_load import loaded
 from tests.gpu.shapes import MODELS

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.chat.ort_decoder import OrtDecoder
+from edge.chat_loading import CPU_CHUNK
 from edge.onnxruntime_library import load_onnxruntime
 from tests.peers.chat_rounds import serve
 
@@ -26,8 +27,9 @@ class Ours:
 
     def prefill(self, prompt: list[int]) -> int:
         """Run a prompt in lane 0, and copy what was computed to the others."""
-        tokens = np.array([prompt])
-        logits = self._decoder.step(0, tokens, LAST[0], LAST + len(prompt) - 1)
+        for first in range(0, len(prompt), CPU_CHUNK):  # as the agent takes it
+            tokens = np.array([prompt[first : first + CPU_CHUNK]])
+            logits = self._decoder.step(0, tokens, LAST[0] + first, LAST + tokens.shape[1] - 1)
         self._filled = len(prompt)
         found = int(logits[0, 0].argmax())
         for lane in range(1, self._lanes):

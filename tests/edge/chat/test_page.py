@@ -1,4 +1,4 @@
-"""The page for a chat, as bytes; tests/test_chat_page.py uses it in a browser."""
+"""The page for a chat, as bytes; tests/chat_page uses it in a browser."""
 
 from __future__ import annotations
 

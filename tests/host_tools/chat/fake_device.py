@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edge.chat.layered import LayeredModel, Piece, WeightsFile, layered_model_from_folder
+from edge.chat.trt_buffers import ALIGNMENT_BYTES
 from edge.chat.trt_decoder import TrtDecoder
 
 GUARD_BYTES = 4096
@@ -28,7 +29,9 @@ class Memory:
     live: ClassVar[set[Memory]] = set()
 
     def __init__(self, size: int) -> None:
-        self._bytes = np.full(size + 2 * GUARD_BYTES, _GUARD, np.uint8)
+        whole = np.full(size + 2 * GUARD_BYTES + ALIGNMENT_BYTES, _GUARD, np.uint8)
+        begin = -whole.ctypes.data % ALIGNMENT_BYTES  # as a device has it
+        self._bytes = whole[begin : begin + size + 2 * GUARD_BYTES]
         self._bytes[GUARD_BYTES:-GUARD_BYTES] = 0xFF  # as numbers all NaN
         Memory.live.add(self)
 

@@ -20,6 +20,8 @@ from edge.errors import UsageError
 from edge.manifest import LOGITS, TOKENS
 from edge.trust import trusted_keys_in
 from host_tools.chat.chat_export import ChatExportOptions, export_chat, read_export
+from host_tools.chat.llm_spec import llm_spec_from_folder
+from host_tools.cli import cli
 from host_tools.errors import ExportError, ParityError
 from host_tools.keys import generate_keys
 from host_tools.pack import PackRequest, pack
@@ -143,6 +145,23 @@ def test_a_precision_that_loses_too_much_on_the_text_is_refused_unless_forced(
     assert coarse.quality is not None
     assert exact.quality.kl_mean < 1e-6 < coarse.quality.kl_mean
     assert exact.quality.perplexity == pytest.approx(exact.quality.fp32_perplexity, rel=1e-4)
+
+
+def test_the_head_of_int4_is_int8_unless_it_is_to_be_the_same(folder: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for head in (None, "int8", "same"):
+        out = tmp_path / str(head)
+        more = () if head is None else ("--head", head)
+        words = ("export-chat", folder, "--precision", "int4", "--no-compare", "--out", out, *more)
+        cli.main([str(word) for word in words], standalone_mode=False)
+        graph = onnx.load(str(out / "int4.onnx"), load_external_data=False)
+        spec = llm_spec_from_folder(folder)
+        rows = {t.data_type for t in graph.graph.initializer
+                if spec.vocabulary in t.dims and spec.hidden in t.dims}  # fmt: skip
+        int8 = onnx.TensorProto.INT8 in rows or onnx.TensorProto.UINT8 in rows
+        assert int8 is (head != "same"), rows
+        sizes[head] = (out / "int4.onnx.data").stat().st_size
+    assert sizes[None] == sizes["int8"] > sizes["same"]
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_adapters_are_merged_and_make_another_source(models, tmp_path):
     ("changes", "words"),
     [
         ({"targets": ()}, "nothing to build for"),
-        ({"targets": ("this",)}, "'this' is not known for a chat model; give one of"),
+        ({"targets": ("this",)}, "'this' is not known; give one of"),
         ({"targets": ("nano",)}, r"nano: its JetPack has no TensorRT 8\.5"),
         ({"targets": ("agx-xavier",)}, "has no int4 weights"),
         ({"context": 513}, r"513: the model was made for 1\.\.512"),

@@ -123,15 +123,6 @@ def test_a_device_builds_the_pieces_once_and_computes_what_onnx_runtime_does(
         decoder.close()
 
 
-def test_a_whole_engine_is_refused_with_the_way_out(bundle: Bundle, tmp_path: Path) -> None:
-    variant = variant_of(bundle, "trt-fp32-pieces")
-    assert variant.decoder is not None
-    whole = replace(variant, decoder=replace(variant.decoder, form="scatter"))
-    with pytest.raises(AttemptError, match="in pieces") as refused:
-        preparer(tmp_path).prepare(bundle, Candidate(variant=whole, means="engine", why=""))
-    assert refused.value.refusal == "open-failed"
-
-
 @pytest.mark.parametrize("kept", [2, 3])
 def test_a_bundle_that_lacks_a_piece_is_refused(
     bundle: Bundle, builds: list[BuildRequest], tmp_path: Path, kept: int

@@ -76,6 +76,16 @@ def test_weights_are_the_parameters_in_their_precision():
         assert found == pytest.approx(expected + rotations * floats, rel=5e-4)
 
 
+def test_an_int8_head_costs_half_a_byte_for_each_of_its_weights():
+    same, int8 = (
+        row_of(planned("rtx-4060", head=head, context=2048), "int4") for head in ("same", "int8")
+    )
+    table = 128256 * 4096
+    # One scale and one zero point a row, in place of a scale a block.
+    more = table // 2 - table // 128 * 2 + 3 * 128256
+    assert int8.demand.weights - same.demand.weights == pytest.approx(more, abs=8192)
+
+
 def test_the_cache_is_that_of_all_lanes():
     row = row_of(planned("agx-thor", context=2048, lanes=3), "int4")
     assert row.demand.cache == POSITION_BYTES * 2048 * 3
@@ -181,6 +191,7 @@ def test_a_written_graph_is_judged_by_what_was_written():
     problem = fits(decoder(), WIDTHS, device, context=8192, **size)
     assert problem is not None
     assert "4 lanes of 8192 positions" in problem
+    assert f"cache {4 * 8192 * POSITION_BYTES:,}, " in problem
     assert "GeForce RTX 4060" in problem
 
 

@@ -25,7 +25,9 @@ WIDTHS = {
 
 def check(folder, out, **options):
     """The size that is foretold is that of the file."""
-    write_decoder(folder, out, WriteOptions(**options))
+    head = options.pop("head", "same")
+    wanted = WriteOptions(**options, head=None if head == "same" else head)
+    write_decoder(folder, out, wanted)
     half = options.get("half", options["weights"] == "fp16")
     spec = llm_spec_from_folder(folder)
     found = weight_bytes(
@@ -34,6 +36,7 @@ def check(folder, out, **options):
         precision=options["weights"],
         half=half,
         context=options.get("context", spec.context),
+        head=head,
     )
     assert found.file == weights_path(out).stat().st_size
 
@@ -56,6 +59,18 @@ def test_biases_norms_and_tied_heads_are_counted(tmp_path, family, tied):
 def test_layers_that_int4_blocks_do_not_divide_are_counted_as_written(tmp_path, widths):
     folder = make_folder(tmp_path / "m", "llama", **WIDTHS[widths])
     check(folder, tmp_path / "m.onnx", form="scatter", weights="int4", half=True)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_int8_head_of_int4_is_counted_as_written(tmp_path, form, tied, half):
+    folder = make_folder(tmp_path / "m", "llama", tie_word_embeddings=tied)
+    sizes = {}
+    for head in ("int8", "same"):
+        check(folder, tmp_path / "m.onnx", form=form, weights="int4", half=half, head=head)
+        sizes[head] = weights_path(tmp_path / "m.onnx").stat().st_size
+    assert sizes["int8"] > sizes["same"]
 
 
 @pytest.mark.parametrize("half", [False, True])
