@@ -14,6 +14,9 @@ from edge.manifest import Artifact
 
 EXTERNAL_BYTES = 1024
 PAGE_BYTES = 4096
+# A file of weights that is not changed is not fetched again, and each costs a line of metadata.
+PIECE_BYTES = 256 << 10
+MAX_PIECES = 256
 # Integers stay inside the graph: shape inference reads shapes and axes there and nowhere else.
 WEIGHT_TYPES = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8}
@@ -54,10 +57,11 @@ class BlobStore:
         return artifact
 
     def add_model(self, path: str, model: onnx.ModelProto) -> tuple[str, ...]:
-        """Store a model as a small graph and one file of weights; return both paths, graph first.
+        """Store a model as a small graph and files of weights; return the paths, graph first.
 
-        The graph names the weights by their digest, in the same folder, so that ONNX Runtime maps
+        The graph names the weights by their digests, in the same folder, so that ONNX Runtime maps
         them into memory instead of copying them, and the graph's digest covers the weights too.
+        They lie in several files, so that a model with another head shares those of the backbone.
         """
         lean = onnx.ModelProto()
         lean.CopyFrom(model)
@@ -66,23 +70,46 @@ class BlobStore:
             for tensor in lean.graph.initializer
             if tensor.data_type in WEIGHT_TYPES and _nbytes(tensor) >= EXTERNAL_BYTES
         ]
-        if not large:
-            self.add(path, lean.SerializeToString())
-            return (path,)
+        pieces = _pieces(large)
+        names = [
+            f"{path}.weights" + (f".{n}" if len(pieces) > 1 else "") for n in range(len(pieces))
+        ]
+        for name, tensors in zip(names, pieces, strict=True):
+            self._add_weights(name, tensors)
+        self.add(path, lean.SerializeToString())
+        return (path, *names)
+
+    def _add_weights(self, name: str, tensors: list[TensorProto]) -> None:
+        """Store the values of tensors in one file, and leave its digest in their place."""
         weights = bytearray()
         places = []
-        for tensor in large:
+        for tensor in tensors:
             weights += b"\0" * (-len(weights) % PAGE_BYTES)
             places.append((len(weights), len(tensor.raw_data)))
             weights += tensor.raw_data
-        data = self.add(f"{path}.weights", bytes(weights))
-        for tensor, (offset, length) in zip(large, places, strict=True):
+        file = self.add(name, bytes(weights))
+        for tensor, (offset, length) in zip(tensors, places, strict=True):
             external_data_helper.set_external_data(
-                tensor, location=data.sha256, offset=offset, length=length
+                tensor, location=file.sha256, offset=offset, length=length
             )
             tensor.ClearField("raw_data")
-        self.add(path, lean.SerializeToString())
-        return (path, data.path)
+
+
+def _pieces(tensors: list[TensorProto]) -> list[list[TensorProto]]:
+    """Return tensors in groups, in their order: large ones alone, small ones together.
+
+    Sizes alone decide, so that two models with the same backbone have the same groups.
+    """
+    limit = max(PIECE_BYTES, sum(len(tensor.raw_data) for tensor in tensors) // MAX_PIECES)
+    pieces: list[list[TensorProto]] = []
+    size = limit
+    for tensor in tensors:
+        size += len(tensor.raw_data)
+        if size > limit:
+            pieces.append([])
+            size = len(tensor.raw_data)
+        pieces[-1].append(tensor)
+    return pieces
 
 
 def _nbytes(tensor: TensorProto) -> int:

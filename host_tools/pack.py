@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -55,6 +55,7 @@ from edge.trust import sign
 from host_tools.batching import batching_of
 from host_tools.blobs import BlobStore
 from host_tools.chat.chat_pack import ChatPackRequest, pack_chat
+from host_tools.drift_reference import add_reference
 from host_tools.engine_record import records_in
 from host_tools.golden import Run, golden_feeds, make_golden
 from host_tools.keys import read_private_key
@@ -79,8 +80,11 @@ class PackRequest:
     that has its own golden prompts, and nothing else is asked of it. engines: the folder that
     `edge-kit build` wrote from fp32. class_names, detection, embedding, tokenizer: see
     `pack_processing`; tokenizer also reads golden samples that are text. golden: real samples, an
-    .npz file, a folder of them, or text with a tokenizer.
+    .npz file, a folder of them, or text with a tokenizer. drift_data: samples that requests are
+    compared with later; None takes the golden ones.
     threads: intra-op threads for the measurements; None means every CPU of this process.
+    force: of a chat model, see `ChatPackRequest`. source: recorded in place of what the model
+    itself says, such as the version in a registry that it is.
     version: of the bundle. model_version: what clients ask for, in /v2/models/M/versions/V.
     """
 
@@ -89,6 +93,7 @@ class PackRequest:
     version: str
     fp32: Path
     golden: Path | None = None
+    drift_data: Path | None = None
     model_version: str = "1"
     int8: Path | None = None
     engines: Path | None = None
@@ -99,6 +104,8 @@ class PackRequest:
     embedding: str | None = None
     key: Path | None = None
     threads: int | None = None
+    force: bool = False
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +136,8 @@ def pack(request: PackRequest, *, say: Callable[[str], None]) -> Packed:
     with storage_errors("write", request.out), atomic_directory(request.out) as scratch:
         store = BlobStore(scratch)
         model = pack_model(store, scratch, say)
+        if request.source is not None:
+            model = replace(model, provenance=replace(model.provenance, source=request.source))
         manifest = Manifest(
             schema=SCHEMA_VERSION,
             name=request.name,
@@ -149,6 +158,8 @@ def _packer(request: PackRequest) -> Callable[[BlobStore, Path, Callable[[str], 
     """Read what can be refused before anything is written; return what packs the model."""
     if request.fp32.is_dir():
         return functools.partial(_pack_chat_model, request)
+    if request.force:
+        raise UsageError(f"--force is for chat models, and {request.fp32} is none; leave it out")
     models: dict[Precision, onnx.ModelProto] = {"fp32": load_model(request.fp32)}
     if request.golden is None:
         raise UsageError("pack needs --golden: real samples for the self-test on the device")
@@ -177,6 +188,7 @@ def _pack_chat_model(
         name=request.name,
         version=request.model_version,
         threads=request.threads or cpu_threads(),
+        force=request.force,
     )
     return pack_chat(chat, store, scratch, say=say)
 
@@ -228,6 +240,9 @@ def _pack_model(
     assert request.golden is not None  # noqa: S101 - see _packer
     samples = samples_at(request.golden, float_model, tokenizer=request.tokenizer)
     cases = golden_feeds(samples, profile)
+    usual = samples
+    if request.drift_data is not None:
+        usual = samples_at(request.drift_data, float_model, tokenizer=request.tokenizer)
     threads = request.threads or cpu_threads()
     engines = request.engines or Path()
     records = () if request.engines is None else records_in(engines, request.fp32)
@@ -291,7 +306,7 @@ def _pack_model(
         for precision, names in files.items()
     }
     provenance = provenance_from_model(float_model)
-    return Model(
+    model = Model(
         name=request.name,
         version=request.model_version,
         inputs=inputs,
@@ -333,6 +348,13 @@ def _pack_model(
             tools={**provenance.tools, "edge-kit": __version__},
         ),
     )
+    served = paths[files[next(p for p in files if _variant_id(p) == preference.variant)][0]]
+    session = _opened(served, inputs, outputs, profile, threads)
+    try:
+        add_reference(model, usual, session.run, store, scratch, say=say)
+    finally:
+        session.close()
+    return model
 
 
 def _memory_bytes(request: ProbeRequest, precision: Precision, say: Callable[[str], None]) -> int:

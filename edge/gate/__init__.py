@@ -1,0 +1,1 @@
+"""Whether a bundle on trial may stay: judged from outside of the agent, in numbers."""

@@ -1,0 +1,189 @@
+"""From what was seen to checks that pass or fail: pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from edge.capture.replay_report import Report as ReplayReport
+from edge.gate.limits import FEW_ERRORS, SLACK_BYTES, SLACK_MS, Limits
+from edge.gate.questions import Answers
+from edge.gate.report import Check
+from edge.gate.seen import Seen
+from edge.manifest import Manifest, Model, Variant
+from edge.matching import GPU_MEANS
+
+
+def backend_checks(seen: Seen) -> Iterator[Check]:
+    """Yield a check per model: does it run where its bundle promised."""
+    for model in seen.models:
+        yield Check(
+            name=f"{model.name} backend",
+            passed=model.ready and model.degradation is None,
+            measured=f"{model.variant} by {model.means}",
+            limit="what the bundle promises",
+            reason=model.degradation or ("" if model.ready else "it is not ready"),
+        )
+        known = [g.own_memory_bytes for g in seen.machine.gpus if g.own_memory_bytes is not None]
+        if model.means in GPU_MEANS and known:
+            yield Check(
+                name=f"{model.name} GPU",
+                passed=sum(known) > 0,
+                measured=f"{_megabytes(sum(known))} on the GPU",
+                limit="more than nothing",
+                reason="" if sum(known) else "it says that it runs on the GPU and holds no memory",
+            )
+
+
+def answer_checks(answers: Sequence[Answers]) -> Iterator[Check]:
+    """Yield a check per model: are its answers to the golden questions right."""
+    for one in answers:
+        if one.error is None or one.tolerance is None:
+            measured, limit = f"{one.asked} answers", "an answer each time"
+        else:
+            measured, limit = f"relative error {one.error:.2e}", f"{one.tolerance:.2e}"
+        yield Check(
+            name=f"{one.model} golden answers",
+            passed=one.is_right,
+            measured=measured,
+            limit=limit,
+            reason=one.problem or "",
+        )
+
+
+def latency_checks(
+    before: Mapping[str, Answers],
+    now: Sequence[Answers],
+    manifest: Manifest,
+    variants: Mapping[str, str],
+    limits: Limits,
+) -> Iterator[Check]:
+    """Yield a check per model: p95 against the bundle before, else against what was recorded."""
+    for one in now:
+        then = before.get(one.model)
+        recorded, factor = _recorded_ms(manifest, one.model, variants.get(one.model)), None
+        if then is not None and math.isfinite(then.p95_ms):
+            allowed = max(limits.p95_factor * then.p95_ms, then.p95_ms + SLACK_MS)
+            limit = f"{allowed:.2f} ms ({limits.p95_factor:g} x {then.p95_ms:.2f} before)"
+            factor = _factor(one.p95_ms, then.p95_ms)
+        elif recorded is not None:
+            allowed = max(limits.recorded_factor * recorded, recorded + SLACK_MS)
+            limit = f"{allowed:.2f} ms ({limits.recorded_factor:g} x {recorded:.2f} recorded)"
+        else:
+            allowed, limit = math.inf, "nothing to compare with"
+        yield Check(
+            name=f"{one.model} p95 latency",
+            passed=one.p95_ms <= allowed,
+            measured=f"{one.p95_ms:.2f} ms",
+            limit=limit,
+            factor=factor,
+        )
+
+
+def memory_check(
+    before: int | None,
+    peak: int | None,
+    manifest: Manifest,
+    variants: Mapping[str, str],
+    limits: Limits,
+) -> Check:
+    """Return whether the agent's memory is in proportion: to before, else to what was recorded.
+
+    peak: the most that was seen while it was on trial; None is "cannot tell", which passes.
+    """
+    recorded = _recorded_bytes(manifest, variants)
+    if before is not None:
+        allowed = int(max(limits.memory_factor * before, before + SLACK_BYTES))
+        limit = f"{_megabytes(allowed)} ({limits.memory_factor:g} x {_megabytes(before)} before)"
+    elif recorded:
+        # The agent itself takes about as much as SLACK_BYTES twice over.
+        allowed = int(limits.recorded_factor * recorded + 4 * SLACK_BYTES)
+        limit = f"{_megabytes(allowed)} ({_megabytes(recorded)} recorded)"
+    else:
+        allowed, limit = 2**63, "nothing to compare with"
+    return Check(
+        name="peak memory",
+        passed=peak is None or peak <= allowed,
+        measured="unknown" if peak is None else _megabytes(peak),
+        limit=limit,
+        factor=None if peak is None or not before else _factor(peak, before),
+    )
+
+
+def probation_checks(
+    first: Seen, last: Seen, interruptions: Sequence[str], limits: Limits
+) -> Iterator[Check]:
+    """Yield whether the agent stayed up, and whether requests failed meanwhile.
+
+    interruptions: what went wrong when it was looked at, in words.
+    """
+    restarted = last.uptime_s < first.uptime_s
+    problems = [*interruptions, *(["the agent was restarted"] if restarted else [])]
+    yield Check(
+        name="no interruption",
+        passed=not problems,
+        measured=f"{len(problems)} in {limits.probation_s:g} s",
+        limit="none",
+        reason=problems[0] if problems else "",
+    )
+    answered, failed = (
+        max(0, now - then) for now, then in zip(last.requests(), first.requests(), strict=True)
+    )
+    share = failed / (answered + failed) if failed else 0.0
+    yield Check(
+        name="no error burst",
+        passed=failed <= FEW_ERRORS or share <= limits.error_share,
+        measured=f"{failed} of {answered + failed} requests failed",
+        limit=f"{100 * limits.error_share:g} %",
+    )
+
+
+def replay_checks(report: ReplayReport, limits: Limits) -> Iterator[Check]:
+    """Yield whether recorded requests are answered as by the bundle before, and as fast."""
+    problems = [*report.problems, *report.statuses]
+    yield Check(
+        name="replay answers",
+        passed=report.is_same,
+        measured=f"{len(report.differing)} of {report.requests} requests differ",
+        limit=f"none, beyond a relative error of {limits.replay_tolerance:g}",
+        reason="" if report.is_same else "; ".join(problems[:3]),
+    )
+    then = report.latency[0].p95_ms
+    now = report.latency[-1].p95_ms
+    allowed = math.inf if then is None else max(limits.p95_factor * then, then + SLACK_MS)
+    yield Check(
+        name="replay p95 latency",
+        passed=now is not None and now <= allowed,
+        measured="no answer" if now is None else f"{now:.2f} ms",
+        limit="nothing to compare with" if then is None else f"{allowed:.2f} ms",
+    )
+
+
+def _factor(now: float, before: float) -> float | None:
+    return round(now / before, 4) if before > 0 and math.isfinite(now) else None
+
+
+def _recorded_ms(manifest: Manifest, name: str, variant: str | None) -> float | None:
+    found = _variant(manifest, name, variant)
+    times = [] if found is None else [m.p99_ms for m in found.measurements]
+    return max(times, default=None)
+
+
+def _recorded_bytes(manifest: Manifest, variants: Mapping[str, str]) -> int:
+    found = [_variant(manifest, name, variant) for name, variant in variants.items()]
+    return sum(
+        v.engine.memory_bytes if v.engine is not None else v.memory_bytes
+        for v in found
+        if v is not None
+    )
+
+
+def _variant(manifest: Manifest, name: str, variant: str | None) -> Variant | None:
+    model: Model | None = next((m for m in manifest.models if m.name == name), None)
+    if model is None:
+        return None
+    return next((v for v in model.variants if v.id == variant), None)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,38 @@
+"""What a bundle on trial must keep to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of the gate.
+
+    ready_s: until the trial serves; on top of it comes the time in which the agent builds engines
+    and says so. ask_s: for one whole answer. back_s: until the old bundle serves again.
+    probation_s: for how long it is watched. rounds: how often each golden case is asked.
+    p95_factor, memory_factor: against the bundle before, measured on this device by the same
+    questions. recorded_factor: against what the manifest recorded, on another machine perhaps,
+    where there is no bundle before. error_share: of requests that may fail. replay_tolerance:
+    relative error of outputs against the bundle before.
+    """
+
+    ready_s: float = 300.0
+    ask_s: float = 30.0
+    build_s: float = 3600.0
+    back_s: float = 300.0
+    probation_s: float = 30.0
+    rounds: int = 20
+    p95_factor: float = 1.5
+    memory_factor: float = 1.5
+    recorded_factor: float = 10.0
+    error_share: float = 0.01
+    replay_tolerance: float = 0.5
+
+
+# Differences below these are noise, whatever the factor.
+SLACK_MS = 2.0
+SLACK_BYTES = 64 << 20
+# So few failed requests are no burst.
+FEW_ERRORS = 2

@@ -1,0 +1,43 @@
+"""Recorded requests, sent to the bundle before and to the one on trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge.capture.capture_file import Exchange, read_capture
+from edge.capture.replay import Sent, replay
+from edge.capture.replay_report import Report, report_from_replay
+from edge.errors import CaptureError
+from edge.files import storage_errors
+
+CONNECTIONS = 4
+TIMEOUT_S = 30.0
+
+
+class Replay:
+    """The requests of one capture; `before` and `now` send each of them once, at any pace."""
+
+    def __init__(self, file: Path, url: str) -> None:
+        with storage_errors("read", file), file.open("rb") as reader:
+            self._exchanges: Sequence[Exchange] = read_capture(reader).exchanges
+        if not self._exchanges:
+            raise CaptureError(f"{file} holds no requests; record while there is traffic")
+        self._url = url
+        self._before: list[Sent] | None = None
+
+    def before(self) -> None:
+        """Ask the bundle that is in service."""
+        self._before = self._send()
+
+    def now(self, tolerance: float) -> Report:
+        """Ask the trial, and compare with the bundle before, or else with the recording."""
+        sent = self._send()
+        if self._before is None:
+            return report_from_replay(self._exchanges, sent, tolerance=tolerance)
+        return report_from_replay(self._exchanges, self._before, tolerance=tolerance, against=sent)
+
+    def _send(self) -> list[Sent]:
+        return replay(
+            self._exchanges, self._url, speed=0, connections=CONNECTIONS, timeout_s=TIMEOUT_S
+        )

@@ -1,0 +1,202 @@
+"""Checks as pure functions: each limit from both sides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from edge.capture.replay_report import Latency, Report
+from edge.gate import checks
+from edge.gate.limits import SLACK_BYTES, SLACK_MS, Limits
+from edge.gate.questions import Answers
+from edge.gate.report import reason_of
+from edge.gate.seen import Seen, SeenBundle, SeenGpu, SeenMachine, SeenModel
+from edge.manifest import Manifest, Measurement
+from tests.bundles import affine_parts
+
+LIMITS = Limits()
+MANIFEST = affine_parts()[0]
+VARIANTS = {"affine": "int8"}
+
+
+def seen(*, uptime_s: float = 10.0, gpu: int | None = None, **model: Any) -> Seen:
+    facts = {"name": "affine", "variant": "int8", "means": "ort-cpu", "ready": True, **model}
+    return Seen(
+        uptime_s=uptime_s,
+        phase="serving",
+        ready=True,
+        bundle=SeenBundle(name="b", version="1", manifest_sha256="0" * 64),
+        models=(SeenModel(**facts),),
+        machine=SeenMachine(rss_bytes=1, gpus=() if gpu is None else (SeenGpu(gpu),)),
+    )
+
+
+def answers(**changes: Any) -> Answers:
+    whole = Answers(model="affine", asked=20, p95_ms=10.0, error=0.01, tolerance=0.1)
+    return replace(whole, **changes)
+
+
+def measured(p99_ms: float) -> Manifest:
+    figure = Measurement(
+        device="d", runtime="r", threads=1, batch=1, runs=9, p50_ms=p99_ms, p99_ms=p99_ms
+    )
+    (model,) = MANIFEST.models
+    variants = tuple(replace(v, measurements=(figure,)) for v in model.variants)
+    return replace(MANIFEST, models=(replace(model, variants=variants),))
+
+
+def test_a_model_on_the_cpu_that_was_packed_for_a_gpu_fails() -> None:
+    (check,) = checks.backend_checks(seen(degradation="packed for a GPU, runs on the CPU"))
+    assert (check.passed, check.reason) == (False, "packed for a GPU, runs on the CPU")
+
+
+@pytest.mark.parametrize(("held", "passed"), [(0, False), (1, True)])
+def test_a_model_that_says_gpu_and_holds_no_memory_there_fails(held: int, passed: bool) -> None:
+    backend, gpu = checks.backend_checks(seen(means="engine", gpu=held))
+    assert (backend.passed, gpu.passed) == (True, passed)
+
+
+def test_a_gpu_whose_memory_nobody_can_tell_is_believed() -> None:
+    assert [c.passed for c in checks.backend_checks(seen(means="engine"))] == [True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed"),
+    [
+        ({}, True),
+        ({"error": 0.1}, True),
+        ({"error": 0.11}, False),
+        ({"error": math.inf}, False),
+        ({"problem": "answers 500"}, False),
+        ({"error": None, "tolerance": None}, True),
+        ({"error": None, "tolerance": None, "problem": "a completion is empty"}, False),
+    ],
+)
+def test_answers_must_come_and_be_within_their_tolerance(
+    changes: dict[str, Any], passed: bool
+) -> None:
+    (check,) = checks.answer_checks([answers(**changes)])
+    assert check.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("before_ms", "now_ms", "passed"),
+    [(10.0, 15.0, True), (10.0, 15.1, False), (0.1, 2.1, True), (0.1, 2.2, False)],
+)
+def test_p95_is_held_against_the_bundle_before(
+    before_ms: float, now_ms: float, passed: bool
+) -> None:
+    before = {"affine": answers(p95_ms=before_ms)}
+    now = [answers(p95_ms=now_ms)]
+    (check,) = checks.latency_checks(before, now, measured(0.001), VARIANTS, LIMITS)
+    assert check.passed is passed
+    assert SLACK_MS == 2.0
+
+
+@pytest.mark.parametrize(("now_ms", "passed"), [(40.0, True), (40.1, False), (math.inf, False)])
+def test_without_a_bundle_before_p95_is_held_against_the_manifest(
+    now_ms: float, passed: bool
+) -> None:
+    now = [answers(p95_ms=now_ms)]
+    (check,) = checks.latency_checks({}, now, measured(4.0), VARIANTS, LIMITS)
+    assert (check.passed, "4.00 recorded" in check.limit) == (passed, True)
+
+
+def test_a_new_model_that_nobody_measured_has_nothing_to_be_held_against() -> None:
+    before = {"another": answers(model="another", p95_ms=1.0)}
+    (check,) = checks.latency_checks(before, [answers()], MANIFEST, VARIANTS, LIMITS)
+    assert (check.passed, check.limit) == (True, "nothing to compare with")
+
+
+@pytest.mark.parametrize(
+    ("before", "peak", "passed"),
+    [
+        (1 << 30, 3 << 29, True),
+        (1 << 30, (3 << 29) + 1, False),
+        (1 << 20, (1 << 20) + SLACK_BYTES, True),
+        (1 << 20, (1 << 20) + SLACK_BYTES + 1, False),
+        (1 << 30, None, True),
+    ],
+)
+def test_memory_is_held_against_the_bundle_before(
+    before: int, peak: int | None, passed: bool
+) -> None:
+    assert checks.memory_check(before, peak, MANIFEST, VARIANTS, LIMITS).passed is passed
+
+
+def test_without_a_bundle_before_memory_is_held_against_the_manifest() -> None:
+    (model,) = MANIFEST.models
+    variants = tuple(replace(v, memory_bytes=100 << 20) for v in model.variants)
+    manifest = replace(MANIFEST, models=(replace(model, variants=variants),))
+    most = 10 * (100 << 20) + 4 * SLACK_BYTES
+    for peak, passed in ((most, True), (most + 1, False)):
+        assert checks.memory_check(None, peak, manifest, VARIANTS, LIMITS).passed is passed
+    assert checks.memory_check(None, 1 << 50, MANIFEST, VARIANTS, LIMITS).passed
+
+
+def probation(first: Seen, last: Seen, *interruptions: str) -> dict[str, bool]:
+    found = checks.probation_checks(first, last, interruptions, LIMITS)
+    return {check.name: check.passed for check in found}
+
+
+def test_an_agent_that_stays_up_passes_its_probation() -> None:
+    assert probation(seen(), seen(uptime_s=40.0)) == {
+        "no interruption": True,
+        "no error burst": True,
+    }
+
+
+def test_a_restart_and_any_interruption_fail_the_probation() -> None:
+    assert not probation(seen(), seen(uptime_s=3.0))["no interruption"]
+    assert not probation(seen(), seen(uptime_s=40.0), "no answer")["no interruption"]
+
+
+@pytest.mark.parametrize(
+    ("requests", "passed"),
+    [
+        ({"ok": 100, "inference": 2}, True),  # too few to be a burst
+        ({"ok": 100, "inference": 3}, False),
+        ({"ok": 1000, "inference": 10}, True),
+        ({"ok": 1000, "inference": 5, "deadline": 6}, False),
+        ({"ok": 10, "input": 500, "queue-full": 500}, True),  # not the bundle's fault
+    ],
+)
+def test_errors_since_the_switch_are_a_burst_beyond_their_share(
+    requests: dict[str, int], passed: bool
+) -> None:
+    before = {"ok": 7, "inference": 50}
+    after = {code: before.get(code, 0) + n for code, n in requests.items()}
+    after = {**before, **after}
+    found = probation(seen(requests=before), seen(uptime_s=40.0, requests=after))
+    assert found["no error burst"] is passed
+
+
+def replayed(*, is_same: bool, now_ms: float | None) -> dict[str, bool]:
+    latencies = [(name, ms) for name, ms in (("recorded", 10.0), ("now", 9.0), ("against", now_ms))]
+    report = Report(
+        is_same=is_same, requests=3, compared=3, not_compared=0, outputs=(), statuses={},
+        problems={}, differing=() if is_same else (2,),
+        latency=tuple(Latency(who=w, p50_ms=ms, p95_ms=ms, p99_ms=ms) for w, ms in latencies),
+    )  # fmt: skip
+    return {check.name: check.passed for check in checks.replay_checks(report, LIMITS)}
+
+
+def test_a_replay_must_be_answered_alike_and_as_fast() -> None:
+    assert replayed(is_same=True, now_ms=15.0) == {
+        "replay answers": True,
+        "replay p95 latency": True,
+    }
+    assert not replayed(is_same=False, now_ms=9.0)["replay answers"]
+    assert not replayed(is_same=True, now_ms=15.1)["replay p95 latency"]
+    assert not replayed(is_same=True, now_ms=None)["replay p95 latency"]
+
+
+def test_the_reason_names_what_failed_and_nothing_else() -> None:
+    found = tuple(checks.answer_checks([answers(), answers(model="other", error=0.5)]))
+    assert reason_of(found) == (
+        "other golden answers: relative error 5.00e-01, 1.00e-01 is allowed"
+    )
+    assert reason_of(found[:1]) == ""
