@@ -1,0 +1,1 @@
+"""A channel: a TUF repository of static files that devices follow; see docs/trust.md."""
