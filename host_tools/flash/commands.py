@@ -1,0 +1,162 @@
+"""`edge-kit flash` and `edge-kit wheelhouse`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.console import print_json, say
+from edge.errors import UsageError
+from host_tools.flash import DEFAULT_EXTRAS
+from host_tools.fleet.options import FORKS, HALT_ON, ONLY, RESUME, STATE, WAVES
+from host_tools.terminal import FILE, FOLDER
+
+if TYPE_CHECKING:
+    from host_tools.flash.flash import Json
+
+_OK = ("done", "placed")
+_OF_MANY = ("only", "waves", "halt_on", "forks", "state", "resume")
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="[USER@DEVICE] BUNDLE")
+@click.option(
+    "--many",
+    type=FILE,
+    help="Inventory of devices, instead of one: by Ansible, wave by wave, as `fleet rollout` does.",
+)
+@ONLY
+@WAVES
+@HALT_ON
+@FORKS
+@STATE
+@RESUME
+@click.option(
+    "--wheelhouse", type=FOLDER, required=True, help="Folder that `edge-kit wheelhouse` wrote."
+)
+@click.option(
+    "--key",
+    "keys",
+    type=FILE,
+    multiple=True,
+    required=True,
+    help="Public key that the device shall trust; one has signed BUNDLE. Repeatable.",
+)
+@click.option("--config", type=FILE, help="Configuration for the agent, merged with what is there.")
+@click.option("--image", type=FOLDER, help="Write into this mounted system instead of a device.")
+@click.option("--again", is_flag=True, help="Try a bundle that was rolled back there once more.")
+@click.option("--ignore-doctor", is_flag=True, help="Go on although doctor finds a problem.")
+@click.option("--ssh-config", type=FILE, help="File for `ssh -F`: ports, keys, jump hosts.")
+@click.option(
+    "--device-root", default="/", show_default=True, help="Root of the system on the device."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def flash(
+    words: tuple[str, ...],
+    wheelhouse: Path,
+    keys: tuple[Path, ...],
+    config: Path | None,
+    image: Path | None,
+    many: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Set up a device over SSH: agent, keys, units and BUNDLE, tried and committed or taken back.
+
+    Safe to repeat, and to interrupt: the same command goes on. With --image the same files go into
+    a mounted system, and its first boot does the rest. Exit 1: refused or rolled back.
+
+    With --many every device of an inventory is set up, by Ansible; --only to --resume are for that.
+    """
+    from host_tools.flash.payload import config_from_file, make_payload
+
+    if len(words) != (2 if image is None and many is None else 1) or (image and many):
+        raise UsageError(
+            "give USER@DEVICE and BUNDLE, --image DIR and BUNDLE, or --many INVENTORY and BUNDLE"
+        )
+    of_many = {name: options.pop(name) for name in _OF_MANY}
+    if many is not None:
+        if options["ignore_doctor"] or options["device_root"] != "/":
+            raise UsageError(
+                "--many does not take --ignore-doctor or --device-root; an inventory has roots"
+            )
+        from host_tools.fleet.rolling import Wish, roll_out
+        from host_tools.fleet.ways import way_maker
+
+        pushed = {"wheelhouse": wheelhouse, "keys": keys, "config": config, "channel": None,
+                  "channel_keys": (), "forks": of_many.pop("forks"), "again": options["again"],
+                  "ssh_config": options["ssh_config"]}  # fmt: skip
+        wish = Wish(bundle=Path(words[0]), inventory=many, dry_run=options["dry_run"],
+                    as_json=as_json, **of_many)  # fmt: skip
+        return roll_out(wish, way_maker("ansible", wish.bundle, pushed))
+    payload = make_payload(
+        Path(words[-1]), wheelhouse=wheelhouse, keys=keys, config=config_from_file(config)
+    )
+    if image is not None:
+        from host_tools.flash.image import flash_image
+
+        return _told(flash_image(payload, image, dry_run=options["dry_run"], say=say), as_json)
+    from host_tools.flash.flash import flash as flash_device
+    from host_tools.flash.ssh import SshDevice
+    from host_tools.progress import progress_bar
+
+    device = SshDevice(host=words[0], config=options.pop("ssh_config"))
+    root = options.pop("device_root")
+    with progress_bar() as tick:
+        report = flash_device(device, payload, root=root, say=say, tick=tick, **options)
+    return _told(report, as_json)
+
+
+def _told(report: Json, as_json: bool) -> int:
+    if as_json:
+        print_json(report)
+    else:
+        words = report["state"] if report["changed"] else f"{report['state']}, nothing changed"
+        click.echo(f"{words}: {report['reason']}" if "reason" in report else words)
+    return 0 if report["state"] in _OK else 1
+
+
+@click.command()
+@click.option("--for", "arch", type=click.Choice(["aarch64", "x86_64"]), required=True)
+@click.option(
+    "--python",
+    default="3.10",
+    show_default=True,
+    help="Of the device: 3.10 on JetPack 6, 3.12 on 7.",
+)
+@click.option(
+    "--extra",
+    "extras",
+    multiple=True,
+    default=DEFAULT_EXTRAS,
+    show_default=True,
+    help="What of edge-kit to bring: ort, chat, update, rtx, nvml. Repeatable.",
+)
+@click.option(
+    "--wheel",
+    "wheels",
+    type=FILE,
+    multiple=True,
+    help="A wheel of your own, such as a PyCUDA that a Jetson built. Repeatable.",
+)
+@click.option("--constraint", type=FILE, help="Versions to keep to, as for `pip -c`.")
+@click.option("--out", type=FOLDER, default="wheelhouse", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print wheelhouse.json.")
+def wheelhouse(arch: Any, python: str, out: Path, as_json: bool, **options: Any) -> None:
+    """Download all that an agent needs on a device without a network, pip included."""
+    from host_tools.flash.wheelhouse import make_wheelhouse
+
+    house = make_wheelhouse(out, arch=arch, python=python, say=say, **options)
+    if as_json:
+        print_json(house)
+        return
+    size = sum(wheel.size for wheel in house.wheels)
+    click.echo(
+        f"{out}: {len(house.wheels)} wheels, {size / (1 << 20):.1f} MiB, agent {house.agent}"
+    )
+
+
+FLASH_COMMANDS = (flash, wheelhouse)
