@@ -1,0 +1,1 @@
+"""The model registry (MLflow): where models come from, and where bundles are noted."""
