@@ -21,11 +21,17 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from edge.alarms import Told
 from edge.chat_metrics import ChatState, chat_metrics
+from edge.drift.metrics import drift_metrics
+from edge.drift.watch import DriftReport
 from edge.latency import STAGES
+from edge.machine_metrics import machine_metrics
 from edge.manifest import Backend
-from edge.probes import Sample
+from edge.probes.sample import Sample
+from edge.slots.watching import SlotFacts
 from edge.statistics import ModelStatistics
+from edge.update.status import PassStatus, unix_s
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OUTCOME_OK = "ok"
@@ -65,6 +71,7 @@ class ModelState:
     on_gpu: bool
     queue_depth: int
     statistics: ModelStatistics
+    drift: DriftReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +82,10 @@ class State:
     signed: bool
     models: tuple[ModelState, ...]
     chats: tuple[ChatState, ...] = ()
+    slots: SlotFacts | None = None
+    update: PassStatus | None = None
     sample: Sample
+    alarms: tuple[Told, ...] = ()
 
 
 class Metrics:
@@ -202,31 +212,49 @@ class _StateCollector(Collector):
             info.add_metric([*labels, signed], 1)
         yield depth
         yield info
+        if state.slots is not None:
+            slot = GaugeMetricFamily(
+                "edge_slot_info",
+                'The slot that is served, and its phase: "committed" or "trial"; always 1.',
+                labels=("slot", "phase"),
+            )
+            slot.add_metric([state.slots.slot, state.slots.phase], 1)
+            yield slot
+        if state.update is not None:
+            yield from _update_metrics(state.update)
+        yield from drift_metrics({m.model: m.drift for m in state.models if m.drift is not None})
         yield from _triton_metrics(state.models)
         yield from chat_metrics(state.chats)
         uses_gpu = any(model.on_gpu for model in state.models)
         yield GaugeMetricFamily(
             "edge_gpu_backend_active", "1 if a model runs on a GPU.", value=int(uses_gpu)
         )
-        sample = state.sample
-        if sample.memory_available_bytes is not None:
-            yield GaugeMetricFamily(
-                "edge_memory_available_bytes",
-                "Memory that new allocations can use without swapping.",
-                value=sample.memory_available_bytes,
-            )
-        if sample.rss_bytes is not None:
-            yield GaugeMetricFamily(
-                "edge_process_resident_memory_bytes",
-                "Resident memory of the agent.",
-                value=sample.rss_bytes,
-            )
-        temperature = GaugeMetricFamily(
-            "edge_temperature_celsius", "Temperature of a thermal zone.", labels=("zone",)
+        yield from machine_metrics(state.sample)
+        alarms = GaugeMetricFamily(
+            "edge_alarm_active",
+            "1 while an alarm is on, 0 while it is not and can be told; model is empty for the "
+            "machine's.",
+            labels=("alarm", "model"),
         )
-        for zone, celsius in sample.temperatures_celsius.items():
-            temperature.add_metric([zone], celsius)
-        yield temperature
+        for told in state.alarms:
+            alarms.add_metric([told.name, told.model or ""], int(told.alarm is not None))
+        yield alarms
+
+
+def _update_metrics(update: PassStatus) -> Iterable[Metric]:
+    last = GaugeMetricFamily(
+        "edge_update_info",
+        'How the last pass of an update ended, and the code of its error, or ""; always 1.',
+        labels=("verdict", "code"),
+    )
+    last.add_metric([update.verdict, update.code or ""], 1)
+    yield last
+    for name, about, at in (
+        ("pass", "When the last pass of an update ended.", unix_s(update.at)),
+        ("good", "When a pass last proved the channel to be current.", unix_s(update.good_at)),
+    ):
+        if at is not None:
+            yield GaugeMetricFamily(f"edge_update_{name}_timestamp_seconds", about, value=at)
 
 
 # Error codes as Triton's reasons; every other code is OTHER.

@@ -81,6 +81,11 @@ class ModelStatistics:
         with self._lock:
             return int(sum(run[0] for run in self._runs.values()))
 
+    def run_rows(self) -> dict[int, int]:
+        """Return how many runs of the engine had so many rows."""
+        with self._lock:
+            return {rows: int(run[0]) for rows, run in sorted(self._runs.items())}
+
     def report(self, name: str, version: str) -> dict[str, Any]:
         """Return the entry of `model_stats` in the protocol's JSON."""
         with self._lock:

@@ -6,22 +6,28 @@ It only reads: no failure here can make the agent unready.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from edge import __version__
+from edge.alarms import Alarm, alarms_of
 from edge.chat.counters import Histogram
 from edge.chat.generator import Generator
 from edge.choice import Refusal
+from edge.drift.watch import DriftReport
 from edge.latency import LatencySummary
-from edge.manifest import Backend, Precision, bytes_from_manifest
+from edge.manifest import Backend, Model, Precision, bytes_from_manifest
 from edge.matching import Means
-from edge.probes import Sample
+from edge.probes.sample import Sample
 from edge.self_test import SelfTest
 from edge.served import Served, ServedChat, ServedModel
 from edge.serving import Phase, Serving
+from edge.slots.watching import SlotFacts
 from edge.target import Target
+from edge.update.status import PassStatus
 
 UNSIGNED = "unsigned"
+Takes = Literal["image", "text", "chat", "tensors"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +87,9 @@ class ModelReport:
 
     bundle_version: of the bundle that it was loaded from. degradation: what the bundle promised and
     this device does not keep, in words. workers: one for each GPU, or one on the CPU. memory_bytes:
-    what opening it took on each. chat: of a chat model.
+    what opening it took on each. run_rows: how many runs of the engine had so many rows. chat: of a
+    chat model. takes: how people ask it: "image" and "text" at /predict, "chat" at /chat. drift:
+    None where the bundle holds no reference.
     """
 
     name: str
@@ -101,23 +109,38 @@ class ModelReport:
     queue_depth: int
     workers: tuple[WorkerReport, ...]
     memory_bytes: int | None
+    run_rows: dict[int, int] = field(default_factory=dict)
     chat: ChatReport | None = None
+    takes: Takes = "tensors"
+    drift: DriftReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The content of /telemetry. activity: what a starting agent does now."""
+    """The content of /telemetry.
+
+    activity: what a starting agent does now. condition: why it is not ready, None while it is.
+    slots: what slot is served, None for a bundle that lies in no slot. update: how the last pass of
+    an update ended, None for a device that follows no channel.
+    alarms: those that are on. joules_per_request: energy of the module, or of all GPUs, by requests
+    answered in the last minute; None without either.
+    """
 
     agent_version: str
     uptime_s: float
     phase: Phase
     activity: str
     ready: bool
+    condition: str | None
     allow_unsigned: bool
     target: Target | None
     bundle: BundleReport
+    slots: SlotFacts | None
+    update: PassStatus | None
     models: tuple[ModelReport, ...]
     machine: Sample
+    joules_per_request: float | None
+    alarms: tuple[Alarm, ...]
 
 
 def report_from_serving(serving: Serving, *, now: float) -> Report:
@@ -129,6 +152,7 @@ def report_from_serving(serving: Serving, *, now: float) -> Report:
         phase=serving.phase,
         activity=serving.activity,
         ready=serving.is_ready,
+        condition=None if serving.is_ready else serving.condition,
         allow_unsigned=serving.allow_unsigned,
         target=serving.target,
         bundle=BundleReport(
@@ -137,8 +161,12 @@ def report_from_serving(serving: Serving, *, now: float) -> Report:
             manifest_sha256=hashlib.sha256(bytes_from_manifest(manifest)).hexdigest(),
             signed_by=UNSIGNED if signer is None else Signer(keyid=signer.keyid, name=signer.name),
         ),
+        slots=serving.slots(),
+        update=serving.update(),
         models=tuple(_model_report(served) for served in serving.served.values()),
         machine=serving.sample,
+        joules_per_request=serving.joules_per_request,
+        alarms=tuple(alarms_of(serving.alarms)),
     )
 
 
@@ -162,8 +190,19 @@ def _model_report(served: Served) -> ModelReport:
         queue_depth=served.runner.queue_depth,
         workers=_workers(served),
         memory_bytes=served.memory_bytes,
+        run_rows=served.statistics.run_rows(),
         chat=_chat_report(served.generator) if isinstance(served, ServedChat) else None,
+        takes=_takes(served.model),
+        drift=None if served.drift is None else served.drift.report,
     )
+
+
+def _takes(model: Model) -> Takes:
+    if model.chat is not None:
+        return "chat"
+    if model.text is not None:
+        return "text"
+    return "tensors" if model.image is None else "image"
 
 
 def _workers(served: Served) -> tuple[WorkerReport, ...]:

@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from edge.probes import ProbeChain, PsutilProbe, Sample, merge_samples
+from edge.probes.host import PsutilProbe
+from edge.probes.sample import ProbeChain, Sample, merge_samples
 
 
 class ScriptedProbe:

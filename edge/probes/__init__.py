@@ -1,0 +1,1 @@
+"""What the machine says of itself: memory, load, power and heat, from every source that answers."""
