@@ -1,0 +1,138 @@
+"""A rollout as it is asked for at the desk: planned, continued or begun, and told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import click
+
+from edge.bundle import MANIFEST_NAME
+from edge.console import print_json, say
+from edge.errors import UsageError
+from edge.files import read_capped
+from edge.manifest import MAX_MANIFEST_BYTES
+from edge.slots.state import bundle_id
+from host_tools.fleet.audit import End
+from host_tools.fleet.inventory import Device, chosen, read_inventory
+from host_tools.fleet.rollout import DeviceResult, Rollout, RolloutFolder, Way, run_rollout
+from host_tools.fleet.rules import rule_from_text
+from host_tools.fleet.waves import planned_waves, waves_from_text
+from host_tools.terminal import user_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a rollout is asked to be. state: its folder. only: devices or groups, all if empty."""
+
+    bundle: Path
+    inventory: Path
+    only: tuple[str, ...]
+    waves: str
+    halt_on: str
+    state: Path
+    resume: bool
+    dry_run: bool
+    as_json: bool
+
+
+def roll_out(wish: Wish, way_for: Callable[[Rollout], Way]) -> int:
+    """Plan, or go on, and roll out; return 1 if a device is not well in the end, or it stopped.
+
+    way_for: called with the plan, also for a dry run; raises UsageError if it cannot be carried
+    out.
+    """
+    devices = devices_in(wish.inventory, wish.only)
+    rule = rule_from_text(wish.halt_on)
+    identity = _bundle_id(wish.bundle)
+    planned = Rollout(
+        bundle=identity,
+        name=wish.bundle.name,
+        rule=str(rule),
+        waves=planned_waves(tuple(devices), identity, waves_from_text(wish.waves, len(devices))),
+    )
+    if wish.dry_run:
+        way_for(planned)
+        print_json(planned) if wish.as_json else _tell_waves(planned)
+        return 0
+    folder = rollout_folder(wish.state)
+    begun = folder.read()
+    if begun is not None:
+        planned = _continued(begun, planned, wish)
+    way = way_for(planned)
+    wish.state.mkdir(parents=True, exist_ok=True)
+    folder.log.append(
+        "resume" if begun is not None else "begin",
+        {"bundle": identity, "rule": str(rule), "waves": planned.waves, "way": type(way).__name__},
+    )
+    ended = run_rollout(folder, planned, devices, rule, way, tell=_tell_device)
+    print_json(ended) if wish.as_json else _tell_end(ended)
+    tell_log_end(folder.log.end)
+    return int(ended.phase != "done" or any(map(ended.left, ended.waves)))
+
+
+def devices_in(inventory: Path, only: tuple[str, ...]) -> dict[str, Device]:
+    """Return the chosen devices of an inventory by name; raises UsageError if there is none."""
+    devices = {device.name: device for device in chosen(read_inventory(inventory), only)}
+    if not devices:
+        raise UsageError(f"{inventory} names no device")
+    return devices
+
+
+def rollout_folder(state: Path) -> RolloutFolder:
+    """Return the folder of a rollout, whose log names the user and the time."""
+
+    def now() -> str:
+        return datetime.now(tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    return RolloutFolder(state, who=user_name(), now=now)
+
+
+def tell_log_end(end: End) -> None:
+    """Say what a copy of the log is compared with: whoever cuts its end off cannot hide that."""
+    say(f"the log ends with {end.digest}")
+
+
+def _bundle_id(bundle: Path) -> str:
+    return bundle_id(read_capped(bundle / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES))
+
+
+def _continued(begun: Rollout, planned: Rollout, wish: Wish) -> Rollout:
+    """Return the rollout that goes on; raises UsageError if that is not what was asked."""
+    state = wish.state
+    if begun.phase == "aborted" or begun.bundle != planned.bundle:
+        raise UsageError(
+            f"{state} holds the rollout of {begun.name} ({begun.bundle[:12]}, {begun.phase}); give "
+            "another --state folder"
+        )
+    if not wish.resume:
+        raise UsageError(f"{state} holds this rollout, {begun.phase}; give --resume to go on")
+    if {name for wave in begun.waves for name in wave} != {n for w in planned.waves for n in w}:
+        raise UsageError(
+            f"{state} holds a rollout to other devices; give the same inventory and --only"
+        )
+    return replace(begun, rule=planned.rule, phase="running", reason=None)
+
+
+def _tell_waves(planned: Rollout) -> None:
+    for number, wave in enumerate(planned.waves, start=1):
+        click.echo(f"wave {number}: {len(wave)} devices: {', '.join(wave[:6])}"
+                   + (" ..." if len(wave) > 6 else ""))  # fmt: skip
+    click.echo(f"stops after a wave if {planned.rule}")
+
+
+def _tell_device(name: str, result: DeviceResult) -> None:
+    say(f"{name}: {result.result}" + (f": {result.reason}" if result.reason else ""))
+
+
+def _tell_end(ended: Rollout) -> None:
+    counts: dict[str, int] = {}
+    for result in ended.results.values():
+        counts[result.result] = counts.get(result.result, 0) + 1
+    left = sum(len(wave) for wave in ended.waves) - len(ended.results)
+    words = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+    click.echo(f"{ended.phase}: {words}, {left} not tried")
+    if ended.reason is not None:
+        click.echo(f"  {ended.reason}; look at these devices, then --resume, or `fleet abort`")

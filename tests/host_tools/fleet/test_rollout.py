@@ -1,0 +1,268 @@
+"""Rollouts to simulated devices: halts, resumes, desks that die, and a log that tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge.errors import BundleError, UsageError
+from host_tools.fleet.audit import FIRST, AuditError, AuditLog, entries
+from host_tools.fleet.inventory import Device
+from host_tools.fleet.push import in_threads
+from host_tools.fleet.rollout import (
+    AUDIT_NAME,
+    STATE_NAME,
+    DeviceResult,
+    Rollout,
+    RolloutFolder,
+    figures_of,
+    run_rollout,
+)
+from host_tools.fleet.rules import rule_from_text
+
+NAMES = tuple("abcdefgh")
+DEVICES = {name: Device(name=name, host=name) for name in NAMES}
+WAVES = (("a",), ("b", "c"), ("d", "e", "f", "g", "h"))
+PLAN = Rollout(bundle="0" * 64, name="net", rule="failed>0", waves=WAVES)
+OK = DeviceResult(result="committed", factors={"p95": 1.0})
+
+
+class Fleet:
+    """Devices that are well, but for those of `bad`; a Way."""
+
+    def __init__(self, *, forks: int = 3, **bad: DeviceResult | Exception) -> None:
+        self.bad, self._forks = bad, forks
+        self.tried: list[str] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, devices: Sequence[Device], wave: int) -> Iterable[tuple[str, DeviceResult]]:
+        assert {device.name for device in devices} <= set(WAVES[wave])
+        return in_threads(devices, self._one, self._forks)
+
+    def _one(self, device: Device) -> DeviceResult:
+        with self._lock:
+            self.tried.append(device.name)
+        result = self.bad.get(device.name, OK)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def folder_in(path: Path) -> RolloutFolder:
+    return RolloutFolder(path, who="me", now=lambda: "2026-01-01T00:00:00Z")
+
+
+def run(path: Path, fleet: Fleet, plan: Rollout = PLAN, rule: str = "failed>0") -> Rollout:
+    return run_rollout(folder_in(path), plan, DEVICES, rule_from_text(rule), fleet)
+
+
+def test_all_waves_come_in_their_order_when_all_is_well(tmp_path: Path) -> None:
+    fleet = Fleet()
+    ended = run(tmp_path, fleet)
+    assert (ended.phase, set(ended.results)) == ("done", set(NAMES))
+    assert fleet.tried[0] == "a"
+    assert set(fleet.tried[1:3]) == {"b", "c"}
+    assert folder_in(tmp_path).read() == ended
+
+
+def test_a_device_that_goes_back_halts_the_rollout_and_the_next_wave_is_untouched(
+    tmp_path: Path,
+) -> None:
+    fleet = Fleet(c=DeviceResult(result="rolled-back", reason="golden answers"))
+    ended = run(tmp_path, fleet)
+    assert (ended.phase, ended.reason) == ("halted", "after wave 2: failed>0")
+    assert set(fleet.tried) == {"a", "b", "c"}  # the wave itself is finished
+    assert ended.results["b"] == OK
+
+
+def test_a_resumed_rollout_leaves_alone_who_is_well_and_tries_the_others_again(
+    tmp_path: Path,
+) -> None:
+    halted = run(tmp_path, Fleet(c=DeviceResult(result="unreachable")), rule="unreachable>0")
+    well = Fleet()
+    ended = run(tmp_path, well, replace(halted, phase="running"))
+    assert ended.phase == "done"
+    assert sorted(well.tried) == ["c", "d", "e", "f", "g", "h"]
+
+
+def test_an_error_at_one_device_is_its_result_and_no_end_of_the_rollout(tmp_path: Path) -> None:
+    ended = run(tmp_path, Fleet(b=BundleError("no space")), rule="failed>3")
+    assert ended.phase == "done"
+    assert ended.results["b"] == DeviceResult(result="failed", reason="no space")
+
+
+def test_a_slower_bundle_halts_by_its_factor(tmp_path: Path) -> None:
+    slow = DeviceResult(result="committed", factors={"p95": 1.3, "memory": None})
+    ended = run(tmp_path, Fleet(a=slow), rule="failed>0 or p95>1.2x")
+    assert (ended.phase, ended.reason) == ("halted", "after wave 1: p95>1.2x")
+
+
+def test_a_desk_that_dies_anywhere_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Killed after every write: the next run tries nobody again who is well."""
+    whole: list[str] = []
+
+    class KilledError(Exception):
+        pass
+
+    for deaths in range(1, 40):
+        path = tmp_path / str(deaths)
+        path.mkdir()
+        tried: list[str] = []
+        left = deaths
+
+        def dying(write: Callable[[Rollout], None]) -> Callable[[Rollout], None]:
+            def after(rollout: Rollout) -> None:
+                nonlocal left
+                write(rollout)
+                left -= 1
+                if left == 0:
+                    raise KilledError
+
+            return after
+
+        folder, fleet = folder_in(path), Fleet(forks=1)
+        folder.write = dying(folder.write)  # type: ignore[method-assign]
+        try:
+            run_rollout(folder, PLAN, DEVICES, rule_from_text("failed>0"), fleet)
+        except KilledError:
+            begun = folder_in(path).read()
+            assert begun is not None
+            well = {name for name, one in begun.results.items() if one == OK}
+            again = Fleet()
+            assert run(path, again, begun).phase == "done"
+            assert well.isdisjoint(again.tried)
+            assert well | set(again.tried) == set(NAMES)
+            list(entries(path / AUDIT_NAME))
+            tried += again.tried
+        else:
+            whole.append(str(deaths))
+            break
+    assert whole  # some run was not killed, so every write was met
+
+
+def test_figures_count_every_kind_of_trouble_and_the_worst_factor() -> None:
+    results = {
+        "a": OK,
+        "b": DeviceResult(result="failed"),
+        "c": DeviceResult(result="rolled-back", factors={"p95": 3.0}),
+        "d": DeviceResult(result="unreachable"),
+    }
+    found = figures_of(replace(PLAN, results=results))
+    assert (found.devices, found.failed, found.rolled_back, found.unreachable) == (4, 2, 1, 1)
+    assert found.factors == {"p95": 3.0, "memory": None}
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[", b'{"bundle": 1}'])
+def test_a_folder_that_holds_something_else_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / STATE_NAME).write_bytes(content)
+    with pytest.raises(UsageError, match="is no rollout"):
+        folder_in(tmp_path).read()
+
+
+def log(path: Path) -> AuditLog:
+    return AuditLog(path, who="me", now=lambda: "2026-01-01T00:00:00Z")
+
+
+def test_the_log_of_a_rollout_tells_what_was_done(tmp_path: Path) -> None:
+    run(tmp_path, Fleet(c=DeviceResult(result="failed", reason="x")))
+    found = [entry for entry, _ in entries(tmp_path / AUDIT_NAME)]
+    assert [entry.event for entry in found] == [
+        "wave", "device", "wave", "device", "device", "halted",
+    ]  # fmt: skip
+    assert found[0].before == FIRST
+    told = {e.facts["device"]: e.facts["result"]["result"] for e in found if e.event == "device"}
+    assert told == {"a": "committed", "b": "committed", "c": "failed"}
+
+
+def test_every_altered_byte_and_every_missing_line_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for number in range(4):
+        log(path).append("event", {"number": number})
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(list(entries(path))) == 4
+    for missing in range(3):
+        path.write_bytes(b"".join(lines[:missing] + lines[missing + 1 :]))
+        with pytest.raises(AuditError):
+            list(entries(path))
+    last = len(whole) - len(lines[-1])
+    for place in range(last):  # the last line has no digest behind it yet
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(AuditError):
+            list(entries(path))
+
+
+def test_a_line_that_a_power_cut_left_unfinished_is_cut_off_and_the_log_goes_on(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+    log(path).append("one", {})
+    whole = path.read_bytes()
+    log(path).append("two", {})
+    for length in range(len(whole), path.stat().st_size):
+        path.write_bytes((whole + path.read_bytes()[len(whole) :])[:length])
+        log(path).append("three", {})
+        assert [entry.event for entry, _ in entries(path)] == ["one", "three"]
+
+
+def test_an_altered_log_is_not_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for _ in range(2):
+        log(path).append("event", {})
+    path.write_bytes(path.read_bytes().replace(b'"who":"me"', b'"who":"you"', 1))
+    before = path.read_bytes()
+    with pytest.raises(AuditError, match="line 2"):
+        log(path).append("more", {})
+    assert path.read_bytes() == before
+
+
+def test_lines_of_another_process_are_checked_before_the_next_and_the_end_is_that_of_the_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+    mine, yours = log(path), log(path)
+    for writer in (mine, mine, yours, mine):
+        writer.append("event", {})
+        last = path.read_bytes().splitlines(keepends=True)[-1]
+        assert writer.end.digest == hashlib.sha256(last).hexdigest()
+        assert writer.end.size == path.stat().st_size
+    *_, (_, end) = entries(path)
+    assert end == mine.end
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    with pytest.raises(AuditError, match="line 5"):
+        mine.append("more", {})
+
+
+def test_facts_are_kept_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    facts = {"devices": ["ä", "b"], "number": 1.5, "none": None}
+    log(path).append("event", facts)
+    assert next(iter(entries(path)))[0].facts == facts
+    assert json.loads(path.read_bytes())["facts"] == facts
+
+
+def test_a_rollout_that_halted_in_a_later_wave_tries_that_wave_again_under_the_same_rule(
+    tmp_path: Path,
+) -> None:
+    halted = run(tmp_path, Fleet(c=DeviceResult(result="rolled-back")))
+    assert halted.phase == "halted"
+    well = Fleet()
+    ended = run(tmp_path, well, replace(halted, phase="running"))
+    assert ended.phase == "done"
+    assert sorted(well.tried) == ["c", "d", "e", "f", "g", "h"]
+
+
+def test_failures_of_two_waves_are_both_tried_again(tmp_path: Path) -> None:
+    bad = DeviceResult(result="failed")
+    halted = run(tmp_path, Fleet(b=bad, d=bad, e=bad), rule="failed>1")
+    assert (halted.phase, halted.reason) == ("halted", "after wave 3: failed>1")
+    well = Fleet()
+    ended = run(tmp_path, well, replace(halted, phase="running"), rule="failed>1")
+    assert ended.phase == "done"
+    assert sorted(well.tried) == ["b", "d", "e"]
