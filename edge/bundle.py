@@ -35,11 +35,13 @@ class Bundle:
     """A verified directory and its Manifest.
 
     signed_by: the trusted key, or None when the bundle was accepted unsigned on request.
+    absent: artifacts that were never brought to this device, because nothing here can run them.
     """
 
     root: Path
     manifest: Manifest
     signed_by: TrustedKey | None
+    absent: frozenset[str] = frozenset()
 
     def path(self, artifact_path: str) -> Path:
         """Return where the artifact with this name lies on disk."""
@@ -57,12 +59,15 @@ def open_bundle(
     *,
     allow_unsigned: bool = False,
     defer_engines: bool = False,
+    is_slot: bool = False,
 ) -> Bundle:
     """Verify everything and return the bundle.
 
     With defer_engines, the bytes of engines are not read: most are for other devices, and who
     opens one verifies it then (see `sealed`). With allow_unsigned, a missing signature or an
-    unknown signer is accepted; a signature of a known key that does not match never is.
+    unknown signer is accepted; a signature of a known key that does not match never is. With
+    is_slot, blobs may be missing as long as every model has a variant that is whole: a slot holds
+    what its device needs (see `slots.needs`).
     Raises TrustError or BundleError, or StorageError if root is out of reach; the message names
     the file.
     """
@@ -71,13 +76,45 @@ def open_bundle(
     if not is_directory:
         raise BundleError(f"no bundle at {root}: not a directory; give the folder that pack wrote")
     content = _read(root / MANIFEST_NAME, MAX_MANIFEST_BYTES)
-    signer = _signer(root, content, keys, allow_unsigned=allow_unsigned)
+    signature = None
+    if os.path.lexists(root / SIGNATURE_NAME):
+        signature = _read(root / SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
+    signer = signer_of(content, signature, keys, allow_unsigned=allow_unsigned, root=root)
     manifest = manifest_from_bytes(content)
+    absent = _absent(root, manifest) if is_slot else frozenset()
     deferred = engine_paths(manifest) if defer_engines else frozenset()
-    checked = tuple(a for a in manifest.artifacts if a.path not in deferred)
+    checked = tuple(a for a in manifest.artifacts if a.path not in deferred | absent)
     for problem in blob_problems(root, checked):
         raise BundleError(problem)
-    return Bundle(root=root, manifest=manifest, signed_by=signer)
+    return Bundle(root=root, manifest=manifest, signed_by=signer, absent=absent)
+
+
+def signer_of(
+    manifest: bytes,
+    signature: bytes | None,
+    keys: tuple[TrustedKey, ...],
+    *,
+    allow_unsigned: bool,
+    root: Path,
+) -> TrustedKey | None:
+    """Return who signed the bytes of a manifest.json, None if nobody known and that is allowed.
+
+    root: the folder they came from. Raises TrustError.
+    """
+    if signature is None:
+        if allow_unsigned:
+            return None
+        raise TrustError(
+            f"{root / SIGNATURE_NAME} is missing: the bundle is unsigned; sign it with "
+            "`edge-kit sign`, or start with --allow-unsigned on a device where anyone may load "
+            "anything"
+        )
+    try:
+        return verify(manifest, signature, keys)
+    except UnknownKeyError:
+        if allow_unsigned:
+            return None
+        raise
 
 
 def engine_paths(manifest: Manifest) -> frozenset[str]:
@@ -111,24 +148,21 @@ def _blob_problem(root: Path, artifact: Artifact) -> str | None:
     return None
 
 
-def _signer(
-    root: Path, content: bytes, keys: tuple[TrustedKey, ...], *, allow_unsigned: bool
-) -> TrustedKey | None:
-    path = root / SIGNATURE_NAME
-    if not os.path.lexists(path):
-        if allow_unsigned:
-            return None
-        raise TrustError(
-            f"{path} is missing: the bundle is unsigned; sign it with `edge-kit sign`, or start "
-            "with --allow-unsigned on a device where anyone may load anything"
-        )
-    signature = _read(path, MAX_SIGNATURE_BYTES)
-    try:
-        return verify(content, signature, keys)
-    except UnknownKeyError:
-        if allow_unsigned:
-            return None
-        raise
+def _absent(root: Path, manifest: Manifest) -> frozenset[str]:
+    """Return the artifacts without a blob; raises BundleError if a model cannot do without."""
+    absent = frozenset(
+        artifact.path
+        for artifact in manifest.artifacts
+        if not os.path.lexists(blob_path(root, artifact.sha256))
+    )
+    variants = [variant for model in manifest.models for variant in model.variants]
+    needed = absent - {path for variant in variants for path in variant.files}
+    for model in manifest.models:
+        if all(absent.intersection(variant.files) for variant in model.variants):
+            needed |= absent.intersection(model.variants[0].files)
+    if needed:
+        raise BundleError(f"{min(needed)} is missing in {root}; install the bundle again")
+    return absent
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

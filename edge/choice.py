@@ -13,7 +13,7 @@ from edge.errors import (
     SelfTestError,
 )
 from edge.manifest import Model, Precision, Variant
-from edge.matching import GPU_MEANS, MEANS, Means, ways_to_run
+from edge.matching import GPU_MEANS, MEANS, Means, Mismatch, ways_to_run
 from edge.target import Target
 
 REFUSAL_CODES: Mapping[str, str] = {
@@ -28,6 +28,7 @@ REFUSAL_CODES: Mapping[str, str] = {
     "driver-too-old": "the CUDA driver is older than the engine needs",
     "memory": "the engine takes more memory than the device has",
     "not-forced": "the configuration names another variant",
+    "not-on-device": "its files were not brought here, as nothing here could run them",
     "not-preferred": "another variant was preferred; this one was not tried",
     "not-trusted": "no trusted key signed the bundle, and an engine is executable code",
     "open-failed": "the backend could not open the variant on this device",
@@ -45,6 +46,11 @@ _WORDS: Mapping[Means, str] = {
     "ort-cuda": "ONNX Runtime runs it on the GPU",
     "ort-cpu": "ONNX Runtime runs it on the CPU",
 }
+_NOT_ON_DEVICE = Mismatch(
+    code="not-on-device",
+    reason="its files were not brought to this device, as it could not run them then; install the "
+    "bundle again",
+)
 # A bundle carries int8 because its accuracy passed a gate; whoever prefers another packs it so.
 _PRECISION_ORDER: tuple[Precision, ...] = ("int4", "w8a8", "int8", "fp16", "fp32")
 
@@ -101,11 +107,13 @@ def rank(
     trusted: bool,
     may_build: bool = True,
     forced: str | None = None,
+    absent: frozenset[str] = frozenset(),
 ) -> Ranking:
     """Return every variant of the model either as a candidate, best first, or as a refusal.
 
     Order: by MEANS, then the manifest's preference for the backend, then int8, fp16, fp32.
-    forced: try this variant id alone. Raises ConfigError if it names none.
+    forced: try this variant id alone. absent: artifacts that are not on this device. Raises
+    ConfigError if forced names no variant.
     """
     ids = [variant.id for variant in model.variants]
     if forced is not None and forced not in ids:
@@ -119,6 +127,8 @@ def rank(
             refused.append(Refusal(variant=variant.id, code="not-forced", reason=reason))
             continue
         ways, mismatch = ways_to_run(variant, target, trusted=trusted, may_build=may_build)
+        if mismatch is None and absent.intersection(variant.files):
+            ways, mismatch = (), _NOT_ON_DEVICE
         if mismatch is not None:
             refused.append(Refusal(variant=variant.id, code=mismatch.code, reason=mismatch.reason))
         why = _why(model, variant, forced)

@@ -18,15 +18,20 @@ from edge import __version__
 from edge.bench.bench_command import bench
 from edge.bench.profile_command import profile
 from edge.capture.commands import capture, replay
-from edge.config import AgentConfig, describe_config, load_config, read_config_file
+from edge.config import AgentConfig
 from edge.config_options import config_options, given_only
+from edge.config_sources import describe_config, load_config, read_config_file
 from edge.console import CommandGroup, configure_logging, print_json, run_command_line, say
+from edge.drift.commands import drift
 from edge.errors import EdgeError, UsageError
+from edge.gate.commands import gate
+from edge.slots.commands import SLOTS_COMMANDS
+from edge.update.commands import update
 
 if TYPE_CHECKING:
     from edge.bundle import Bundle
 
-_VERIFY_KEYS = ("bundle", "trusted_keys", "allow_unsigned")
+_VERIFY_KEYS = ("bundle", "slots", "trusted_keys", "allow_unsigned")
 _DOCTOR_KEYS = ("trusted_keys", "cache", "host", "port")
 
 
@@ -57,7 +62,7 @@ def serve(*, print_config: bool, **flags: object) -> int:
         return 0
     config = load_config(given, os.environ, read_config_file)
     configure_logging(config.log_level, os.environ)
-    from edge.agent import serve as serve_bundle
+    from edge.serve import serve as serve_bundle
 
     return serve_bundle(config)
 
@@ -68,12 +73,10 @@ def serve(*, print_config: bool, **flags: object) -> int:
 def verify(*, as_json: bool, **flags: object) -> None:
     """Check signature and digests of the bundle, as `serve` does before it opens a model."""
     config = load_config(given_only(flags), os.environ, read_config_file)
-    from edge.bundle import open_bundle
-    from edge.trust import trusted_keys_in
+    from edge.slots.opening import open_configured
 
     try:
-        keys = trusted_keys_in(config.trusted_keys)
-        bundle = open_bundle(config.bundle, keys, allow_unsigned=config.allow_unsigned)
+        bundle = open_configured(config)
     except EdgeError as error:
         if as_json:
             verdict = {"ok": False, "code": error.code, "error": str(error)}
@@ -143,8 +146,21 @@ def build_engine() -> None:
     help="The edge-agent to start, as seen from that root. [default: this one]",
 )
 def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
-    """Print or install the systemd unit, with the groups that own this machine's GPU."""
-    from edge.unit import UNIT_NAME, UNIT_PATH, install, unit_for_machine
+    """Print or install the systemd unit, with the groups that own this machine's GPU.
+
+    The units of the gate and of the updater are installed beside it; whoever wants them enables
+    them.
+    """
+    from edge.unit import (
+        FURTHER_UNITS,
+        GATE_UNIT,
+        UNIT_FOLDER,
+        UNIT_NAME,
+        further_unit,
+        install,
+        install_text,
+        unit_for_machine,
+    )
 
     if executable is None:
         executable, needs = _own_executable(), _own_files()
@@ -156,15 +172,21 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
     if not yes:
         click.echo(unit.text, nl=False)
         return
-    changed = install(unit, Path(root))
-    click.echo(f"{'installed' if changed else 'unchanged'}: {Path(root) / UNIT_PATH}")
+    changed = {UNIT_NAME: install(unit, Path(root))}
+    for name in FURTHER_UNITS:
+        text = further_unit(name, PurePosixPath(executable))
+        changed[name] = install_text(text, name, Path(root))
+    for name, is_new in changed.items():
+        place = Path(root) / UNIT_FOLDER / name
+        click.echo(f"{'installed' if is_new else 'unchanged'}: {place}")
     say(
-        f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME}\n"
-        f"then: systemctl status {UNIT_NAME}"
+        f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME} {GATE_UNIT}\n"
+        f"then: systemctl status {UNIT_NAME}\n"
+        "updates: write /etc/edge/update.json, then systemctl enable --now edge-update.timer"
     )
 
 
-for _command in (bench, profile, capture, replay):
+for _command in (bench, profile, capture, replay, drift, *SLOTS_COMMANDS, gate, update):
     cli.add_command(_command)
 
 
@@ -180,13 +202,14 @@ def _wrapped(line: str) -> str:
 
 def _facts_of(bundle: Bundle) -> dict[str, object]:
     manifest = bundle.manifest
+    here = [artifact for artifact in manifest.artifacts if artifact.path not in bundle.absent]
     return {
         "name": manifest.name,
         "version": manifest.version,
         "signed_by": bundle.signed_by.keyid if bundle.signed_by else None,
         "models": [model.name for model in manifest.models],
-        "files": len(manifest.artifacts),
-        "bytes": sum(artifact.size for artifact in manifest.artifacts),
+        "files": len(here),
+        "bytes": sum(artifact.size for artifact in here),
     }
 
 

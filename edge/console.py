@@ -72,6 +72,11 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
+def one_line(text: str) -> str:
+    """Return text without its line breaks."""
+    return " | ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
 class _LineFormatter(logging.Formatter):
     """One line per record: journald adds the time itself and wants the priority first."""
 
@@ -84,16 +89,12 @@ class _LineFormatter(logging.Formatter):
         self._for_journal = for_journal
 
     def format(self, record: logging.LogRecord) -> str:
-        line = _one_line(super().format(record))
+        line = one_line(super().format(record))
         if not self._for_journal:
             return line
         return f"<{_JOURNAL_PRIORITY.get(record.levelname, 6)}>{line}"
 
 
 def _fail(message: str, exit_code: int) -> int:
-    click.echo("error: " + _one_line(message), err=True)
+    click.echo("error: " + one_line(message), err=True)
     return exit_code
-
-
-def _one_line(text: str) -> str:
-    return " | ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -17,7 +17,9 @@ from typing import Literal
 from edge.config import AgentConfig
 from edge.errors import EdgeError, os_reason
 from edge.installed import server_build_of_tensorrt
-from edge.probes import PsutilProbe, Sample
+from edge.probes.host import PsutilProbe
+from edge.probes.sample import Sample
+from edge.sysfs import number_of, text_of
 from edge.target import Target
 from edge.trust import trusted_keys_in
 from edge.unit import device_nodes, group_names
@@ -166,13 +168,13 @@ def _permissions(machine: Machine) -> Iterator[Finding]:
 
 def _clocks(target: Target, machine: Machine) -> Iterator[Finding]:
     """Yield power mode and clock limits: an engine timed at full power is slower below it."""
-    mode = _text(machine.root / "var/lib/nvpmodel/status")
+    mode = text_of(machine.root / "var/lib/nvpmodel/status")
     if mode is not None:
         yield _ok("power mode", f"nvpmodel {mode.removeprefix('pmode:')}")
     for pattern in _DEVFREQ:
         for folder in sorted(machine.root.glob(pattern)):
-            limits = [_number(folder / name) for name in ("cur_freq", "max_freq")]
-            highest = max(map(int, (_text(folder / "available_frequencies") or "0").split()))
+            limits = [number_of(folder / name) for name in ("cur_freq", "max_freq")]
+            highest = max(map(int, (text_of(folder / "available_frequencies") or "0").split()))
             current, allowed = limits
             if current is None or allowed is None:
                 continue
@@ -242,15 +244,3 @@ def _port(config: AgentConfig) -> Finding:
             help="an agent that runs already is fine; else choose another port",
         )
     return _ok("port", f"{config.host}:{config.port} is free")
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path) or ""
-    return int(text) if text.isdecimal() else None

@@ -58,6 +58,36 @@ class StorageError(EdgeError):
     code = "storage"
 
 
+class SpaceError(StorageError):
+    """There is not enough free disk space for a bundle."""
+
+    code = "space"
+
+
+class SlotsError(EdgeError):
+    """The slots are not in a state in which this can be done."""
+
+    code = "slots"
+
+
+class SlotsBusyError(SlotsError):
+    """Another process is changing the slots; the message names it."""
+
+    code = "slots-busy"
+
+
+class RefusedBundleError(SlotsError):
+    """A bundle was rolled back on this device before, and nobody asked for it again."""
+
+    code = "refused-bundle"
+
+
+class InstallCancelledError(SlotsError):
+    """A rollback came while the bundle was being installed."""
+
+    code = "cancelled"
+
+
 class CaptureError(EdgeError):
     """Requests could not be recorded or sent again, or a file of them cannot be read."""
 
@@ -80,6 +110,19 @@ class UnknownKeyError(TrustError):
     """A bundle is signed, but by a key that is not trusted here."""
 
     code = "unknown-key"
+
+
+class ChannelError(EdgeError):
+    """A channel's metadata, or what it offers, was refused; what is served stays."""
+
+    code = "channel"
+
+
+class FreshnessError(ChannelError):
+    """A channel cannot prove that it is current: it expired, or does not answer in time."""
+
+    code = "freshness"
+    exit_code = 3
 
 
 class ModelError(EdgeError):

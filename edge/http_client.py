@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-from collections.abc import Mapping
+import socket
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -38,10 +41,16 @@ class Received:
 
 
 class AgentClient:
-    """Not thread-safe; connects when first used, and again when the agent had closed."""
+    """Not thread-safe; connects when first used, and again when the agent had closed.
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    timeout_s: of silence. whole_s: for one answer, however much of it arrives; None has no end.
+    """
+
+    def __init__(
+        self, url: str, *, timeout_s: float = TIMEOUT_S, whole_s: float | None = None
+    ) -> None:
         """Raises UsageError for what is no http or https address."""
+        self._whole_s = whole_s
         self.address = address_from_url(url)
         is_tls = self.address.scheme == "https"
         kind = http.client.HTTPSConnection if is_tls else http.client.HTTPConnection
@@ -72,12 +81,46 @@ class AgentClient:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> Received:
         self._connection.request(method, self.address.prefix + path, body, dict(headers))
-        response = self._connection.getresponse()
-        content = response.read(MAX_ANSWER_BYTES + 1)
+        with _cut_off(self._connection.sock, self._whole_s):
+            response = self._connection.getresponse()
+            content = response.read(MAX_ANSWER_BYTES + 1)
         if len(content) > MAX_ANSWER_BYTES:
             raise ValueError(f"it is longer than {MAX_ANSWER_BYTES} bytes")
         named = {name.lower(): value for name, value in response.getheaders()}
         return Received(status=response.status, headers=named, body=content)
+
+
+@contextlib.contextmanager
+def _cut_off(connection: socket.socket, after_s: float | None) -> Iterator[None]:
+    """Shut a connection down after that time; a timeout of its own counts from each byte anew."""
+    if after_s is None:
+        yield
+        return
+    is_late = threading.Event()
+
+    def cut() -> None:
+        is_late.set()
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(after_s, cut)
+    timer.name = "cut-off"
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        if is_late.is_set():
+            raise _late(after_s) from error
+        raise
+    finally:
+        timer.cancel()
+        timer.join()
+    if is_late.is_set():
+        raise _late(after_s)
+
+
+def _late(after_s: float) -> TimeoutError:
+    return TimeoutError(f"its answer took longer than {after_s:g} s")
 
 
 def address_from_url(url: str) -> Address:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httptools
 
+from edge.access import Access
 from edge.errors import QueueFullError
 from edge.http_answer import HttpAnswer, answer_from_error, answer_head, json_error, too_large
 from edge.http_handler import Cancel, CancelAtEof, Handler
@@ -45,6 +46,7 @@ class Rules:
     loop: asyncio.AbstractEventLoop
     address: tuple[str, int]
     max_body_bytes: int
+    access: Access
     arriving: Budget
     per_client: ClientPlaces  # of requests, from the head to the answer
     on_refusal: Callable[[int], None]
@@ -210,6 +212,10 @@ class Connection(asyncio.Protocol):
 
     def _admit(self, request: ArrivingRequest) -> HttpAnswer | None:
         """Take a place for a request; where it gets none, return what its client is told."""
+        refusal = self._rules.access.refusal(request.method, request.headers)
+        if refusal is not None:
+            self._rules.on_refusal(refusal.status)
+            return refusal
         places = self._rules.per_client
         if request.method not in WATCHING_METHODS:
             if not places.take(self.client):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from edge.access import Access
 from edge.errors import ConfigError, QueueFullError
 from edge.http_answer import AGENT_FAILED, HttpAnswer, answer_from_error, json_error
 from edge.http_connection import Connection, Rules
@@ -182,6 +183,7 @@ class HttpServer:
         host: str,
         port: int,
         max_body_bytes: int,
+        access: Access = Access(),  # noqa: B008 - it is immutable
         max_per_client: int | None = None,
         max_connections_per_client: int | None = None,
         on_refusal: Callable[[int], None] = lambda status: None,
@@ -190,6 +192,7 @@ class HttpServer:
         """Listen on host and port, 0 for a free one; raises ConfigError if that cannot be had.
 
         The server closes handler and loop at its end, and if it cannot be opened.
+        access: what is refused whoever asks.
         max_per_client, max_connections_per_client: requests, but for those of WATCHING_METHODS, and
         connections that one client may have at a time; see `http_limits.client_from_address`.
         on_refusal: called with the status of every answer that the handler did not give.
@@ -214,6 +217,7 @@ class HttpServer:
             loop=loop.events,
             address=server._address,
             max_body_bytes=max_body_bytes,
+            access=access,
             arriving=server.arriving,
             per_client=server.requests,
             on_refusal=on_refusal,

@@ -37,6 +37,7 @@ from edge.routes import Kind, Route
 from edge.served import ServedModel
 from edge.spec import Feeds
 from edge.tensor_bytes import held_bytes
+from edge.traces import Stage, Traced, Traces
 
 HELPERS = 2
 
@@ -62,14 +63,41 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
             encode_s=self.done - self.ended,
             total_s=self.done - self.started,
         )
+        if served.drift is not None:
+            served.drift.observe(asked.parts[0], answer.outputs)
+
+    def header(self, answer: Answer) -> str:
+        """Return milliseconds by stage, as browsers and curl show them (W3C Server Timing)."""
+        return ", ".join(
+            f"{stage.name};dur={1e3 * (stage.end - stage.start):.3f}"
+            for stage in self.stages(answer)
+        )
+
+    def stages(self, answer: Answer) -> tuple[Stage, ...]:
+        """Return when it was read, waited, ran and was written."""
+        ran = self.begun + answer.queue_s
+        return (
+            Stage(name="read", start=self.started, end=self.begun),
+            Stage(name="queue", start=self.begun, end=ran),
+            Stage(name="compute", start=ran, end=ran + answer.compute_s),
+            Stage(name="write", start=self.ended, end=self.done),
+        )
 
 
 class InferHandler:
     """Answers inference in the event loop, and leaves every other request to `otherwise`."""
 
-    def __init__(self, inference: Inference, loop: Loop, otherwise: Handler) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        loop: Loop,
+        otherwise: Handler,
+        *,
+        traces: Traces | None = None,
+    ) -> None:
         self.inference = inference
         self.loop = loop
+        self.traces = traces
         self.helpers = Pool(HELPERS, "infer")
         self._otherwise = otherwise
         self._to_run: set[Replicas] = set()
@@ -140,6 +168,8 @@ class InferHandler:
     def close(self) -> None:
         """Stop the helpers, once they have done what they do."""
         self.helpers.close()
+        if self.traces is not None:
+            self.traces.close()
         self._otherwise.close()
 
 
@@ -232,6 +262,9 @@ class _Call:
         self._end()
         times = Times(started=self._started, begun=self._begun, ended=ended, done=self._now())
         times.record(self._served, asked, answer)
+        if self._route.kind == "predict":
+            encoded.headers["Server-Timing"] = times.header(answer)
+        self._trace(encoded.status, times.stages(answer), end=times.done)
         self._send(encoded)
 
     def _expire(self) -> None:
@@ -248,8 +281,28 @@ class _Call:
             code = error.code
         else:
             logger.error("request failed path=%s", self._request.path, exc_info=error)
-        self._served.record_error(code, total_s=self._now() - self._started)
-        self._send(_refusal(self._route.kind, error))
+        now, answer = self._now(), _refusal(self._route.kind, error)
+        self._served.record_error(code, total_s=now - self._started)
+        self._trace(answer.status, (), end=now, error=code)
+        self._send(answer)
+
+    def _trace(
+        self, status: int, stages: tuple[Stage, ...], *, end: float, error: str | None = None
+    ) -> None:
+        if self._handler.traces is None:
+            return
+        model = self._served.model
+        traced = Traced(
+            name=self._route.kind,
+            model=model.name,
+            version=model.version,
+            status=status,
+            error=error,
+            start=self._started,
+            end=end,
+            stages=stages,
+        )
+        self._handler.traces.record(self._request, traced)
 
     def _end(self) -> None:
         if not self._is_over:

@@ -17,6 +17,8 @@ from edge.chat_loading import open_chat
 from edge.chat_preparing import DecoderPreparer, PrepareDecoder, decoder_spec
 from edge.choice import Candidate, Choice, Ranking, Refusal, choice_from, rank
 from edge.config import AgentConfig
+from edge.drift.opening import watch_of
+from edge.drift.watch import DriftRules
 from edge.engine_process import AttemptError
 from edge.errors import EdgeError
 from edge.files import read_capped
@@ -129,6 +131,7 @@ class Loader:
             trusted=bundle.signed_by is not None,
             may_build=self._config.build_on_device,
             forced=self._config.variant,
+            absent=bundle.absent,
         )
 
     def _opened(self, bundle: Bundle, model: Model, candidate: Candidate, choice: Choice) -> Served:
@@ -169,6 +172,7 @@ class Loader:
         statistics = self._serving.statistics_of(model.name)
         for worker in replicas.workers:
             worker.note_run = statistics.record_run
+        tokenizer = _tokenizer(bundle, model)
         return ServedModel(
             model=model,
             bundle=bundle,
@@ -177,7 +181,18 @@ class Loader:
             worker=replicas,
             places=Places(model.name, self._config.queue_size + replicas.max_running_rows),
             memory_bytes=memory_bytes,
-            tokenizer=_tokenizer(bundle, model),
+            tokenizer=tokenizer,
+            drift=watch_of(
+                bundle,
+                model,
+                tokenizer,
+                DriftRules(
+                    rows=self._config.drift_window,
+                    seconds=self._config.drift_window_s,
+                    level=self._config.drift_level,
+                ),
+                on_change=self._serving.on_drift,
+            ),
             metrics=self._serving.metrics.for_model(model.name),
             latency=LatencyWindow(),
             statistics=statistics,

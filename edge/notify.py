@@ -33,6 +33,11 @@ class Notifier:
             watchdog_interval_s=_watchdog_interval_s(environ, os.getpid() if pid is None else pid),
         )
 
+    @property
+    def is_supervised(self) -> bool:
+        """Whether a service manager waits for what this process says."""
+        return self._address is not None
+
     def ready(self) -> None:
         """Say that start-up is complete."""
         self._send("READY=1")

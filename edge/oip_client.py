@@ -55,7 +55,7 @@ class HttpRequest:
 
     def whole(self) -> bytes:
         """Return all its bytes, as a socket takes them."""
-        headers = {"Host": "edge", "Content-Length": str(len(self.body)), **self.headers}
+        headers = {"Host": "localhost", "Content-Length": str(len(self.body)), **self.headers}
         lines = [f"{name}: {value}" for name, value in headers.items()]
         head = "\r\n".join([f"POST {self.path} HTTP/1.1", *lines, "", ""])
         return head.encode() + self.body

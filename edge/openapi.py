@@ -71,6 +71,24 @@ _PARAMETERS: Json = {
         "in": "header",
         "schema": {"enum": ["gzip", "deflate", "identity"]},
     },
+    "Since": {
+        "name": "since",
+        "in": "query",
+        "description": "Unix time; only later points are given.",
+        "schema": {"type": "number", "minimum": 0, "maximum": 1e12},
+    },
+    "Seconds": {
+        "name": "seconds",
+        "in": "query",
+        "description": "How far to look back from the newest point.",
+        "schema": {"type": "number", "minimum": 1, "maximum": 1e12},
+    },
+    "Points": {
+        "name": "points",
+        "in": "query",
+        "description": "At most so many points; neighbours are averaged.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 8640},
+    },
     "AcceptEncoding": {
         "name": "Accept-Encoding",
         "in": "header",

@@ -14,6 +14,8 @@ from edge.chat.openai_request import ChatCompletionRequest, CompletionRequest
 from edge.chat.plain import PlainRequest
 from edge.embeddings import EmbeddingsRequest
 from edge.extensions import ChangeRequest, IndexRequest
+from edge.history.history import HistoryReport
+from edge.log_tail import LogReport
 from edge.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from edge.oip import JSON_LENGTH_HEADER, RequestHead
 from edge.predict import TextRequest
@@ -232,7 +234,23 @@ OPERATIONS: tuple[Operation, ...] = (
     _capture("post", "beginCapture", "Record requests; gives the head of a file.", (409,), Wish),
     _capture("get", "fetchCapture", "What the file holds next; its end when it is over.", (404,)),
     _capture("delete", "endCapture", "Record no more; what is held can be fetched.", (404,)),
+    Operation(
+        path="/",
+        method="get",
+        id="dashboard",
+        summary="The page that shows all this to people.",
+        answer={"text/html": {"type": "string"}},
+    ),
     _get("/telemetry", "telemetry", "What is served, why, how fast, and on what.", Report),
+    Operation(
+        path="/telemetry/history",
+        method="get",
+        id="history",
+        summary="How the last day was, a point every ten seconds.",
+        answer={JSON: HistoryReport},
+        parameters=("Since", "Seconds", "Points"),
+    ),
+    _get("/telemetry/log", "log", "The last lines of the agent's log.", LogReport),
     Operation(
         path="/metrics",
         method="get",

@@ -12,6 +12,7 @@ from edge.chat.chat_model import ChatModel
 from edge.chat.generation import End
 from edge.chat.generator import Generator
 from edge.choice import Choice, promises_gpu
+from edge.drift.watch import DriftWatch
 from edge.inbox import Answer
 from edge.latency import LatencyWindow
 from edge.metrics import ModelMetrics
@@ -45,7 +46,8 @@ class Served(ABC):
     """An opened model that passed its self-test, with what is known about it.
 
     bundle: where it came from. memory_bytes: what opening it took, of a GPU if it runs there,
-    else of the host; None if that could not be told.
+    else of the host; None if that could not be told. drift: what compares its requests with those
+    it was packed with; None without a reference in the bundle.
     """
 
     model: manifest.Model
@@ -54,6 +56,7 @@ class Served(ABC):
     self_test: SelfTest
     places: Places
     memory_bytes: int | None = None
+    drift: DriftWatch | None = None
     metrics: ModelMetrics
     latency: LatencyWindow
     statistics: ModelStatistics

@@ -6,20 +6,28 @@ replaced as a whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from edge import manifest
+from edge.alarms import Told
 from edge.bundle import Bundle
 from edge.chat_metrics import ChatState
+from edge.drift.watch import DriftReport
 from edge.errors import InputError, NotReadyError, UnknownModelError
+from edge.history.history import History
+from edge.log_tail import LogTail
 from edge.metrics import Metrics, ModelState, State
-from edge.probes import Sample
+from edge.probes.sample import Sample
 from edge.served import Served, ServedChat, ServedModel
+from edge.slots.watching import SlotFacts
 from edge.statistics import ModelStatistics
 from edge.target import Target
+from edge.update.status import PassStatus
 
-Phase = Literal["starting", "serving", "stopping"]
+# "failed": no model of a bundle on trial could be opened; it waits for the verdict.
+Phase = Literal["starting", "serving", "stopping", "failed"]
 Change = Literal["LOADING", "UNLOADING", "UNAVAILABLE"]
 
 
@@ -34,7 +42,8 @@ class Note:
 class Serving:
     """The state that HTTP threads see.
 
-    wanted: names of the models that must work for the agent to be ready; None is all.
+    wanted: names of the models that must work for the agent to be ready; None is all. history: of
+    the last day; None keeps one in memory. slots: what slot is served, None without slots.
     """
 
     def __init__(
@@ -45,6 +54,9 @@ class Serving:
         allow_unsigned: bool,
         ready_on_cpu: bool = False,
         wanted: tuple[str, ...] | None = None,
+        history: History | None = None,
+        slots: Callable[[], SlotFacts | None] = lambda: None,
+        update: Callable[[], PassStatus | None] = lambda: None,
     ) -> None:
         self.bundle = bundle
         self.started = started
@@ -54,6 +66,13 @@ class Serving:
         self.activity = ""  # what the loader does now, in words
         self.target: Target | None = None
         self.sample = Sample()
+        self.alarms: tuple[Told, ...] = ()
+        self.joules_per_request: float | None = None
+        self.history = History.open(None) if history is None else history
+        self.slots = slots
+        self.update = update
+        self.log = LogTail()
+        self.on_drift: Callable[[str, DriftReport], None] = lambda model, report: None
         self.served: dict[str, Served] = {}
         self.notes: dict[str, Note] = {}
         self._statistics: dict[str, ModelStatistics] = {}
@@ -73,6 +92,8 @@ class Serving:
     @property
     def condition(self) -> str:
         """Why the agent is not ready, in words; meaningless while it is."""
+        if self.phase == "failed":
+            return f"the bundle cannot be served: {self.activity}"
         if self.phase != "serving":
             return f"the agent is {self.phase}" + (f", {self.activity}" if self.activity else "")
         return "; ".join(
@@ -150,6 +171,12 @@ class Serving:
         """Return the counters of a model; they go on when it is loaded anew."""
         return self._statistics.setdefault(name, ModelStatistics())
 
+    def drifts(self) -> Iterator[tuple[str, DriftReport]]:
+        """Yield every model that is watched for drift, and what is known of it."""
+        for name, served in self.served.items():
+            if served.drift is not None:
+                yield name, served.drift.report
+
     def want(self, name: str, *, wanted: bool = True) -> None:
         """Say whether the agent is ready only if this model works."""
         others = tuple(other for other in self.wanted if other != name)
@@ -176,6 +203,9 @@ class Serving:
             bundle=self.bundle.manifest.name,
             signed=self.bundle.signed_by is not None,
             sample=self.sample,
+            alarms=self.alarms,
+            slots=self.slots(),
+            update=self.update(),
             models=tuple(
                 ModelState(
                     model=served.model.name,
@@ -185,6 +215,7 @@ class Serving:
                     on_gpu=served.choice.on_gpu,
                     queue_depth=served.runner.queue_depth,
                     statistics=served.statistics,
+                    drift=None if served.drift is None else served.drift.report,
                 )
                 for served in self.served.values()
             ),

@@ -17,8 +17,8 @@ from edge.cuda_query import CudaDevice, cuda_problem, gpus_like, query_cuda
 from edge.devices import Device, device_from_gpu_name, device_from_part_number
 from edge.installed import installed_backends
 from edge.manifest import Backend
+from edge.sysfs import text_of
 
-MAX_TEXT_BYTES = 1 << 20
 _KIB = 1024
 
 # The last item of the device tree's "compatible" names the chip, the chip has one SM version.
@@ -157,7 +157,7 @@ def detect_target(
 
 def _name(root: Path, kind: Kind, gpu: CudaDevice | None, device: Device | None) -> str:
     if kind == "jetson":
-        model = _text(root / "proc/device-tree/model")
+        model = text_of(root / "proc/device-tree/model")
         return model or (device.title if device is not None else "an unknown Jetson")
     return gpu.name if gpu is not None else "no NVIDIA GPU"
 
@@ -188,11 +188,11 @@ def _module(root: Path) -> tuple[str | None, Device | None]:
 
 def _l4t(root: Path) -> str | None:
     """Return the Linux for Tegra release, such as "36.4.3"."""
-    match = _RELEASE.search(_text(root / "etc/nv_tegra_release") or "")
+    match = _RELEASE.search(text_of(root / "etc/nv_tegra_release") or "")
     if match is not None:
         return f"{match[1]}.{match[2]}"
     # Absent in containers, and on systems installed package by package.
-    match = _PACKAGE.search(_text(root / "var/lib/dpkg/status", max_bytes=16 << 20) or "")
+    match = _PACKAGE.search(text_of(root / "var/lib/dpkg/status", max_bytes=16 << 20) or "")
     return match[1].rstrip(".") if match is not None else None
 
 
@@ -203,26 +203,18 @@ def _jetpack(l4t: str | None) -> str | None:
 
 
 def _driver(root: Path) -> str | None:
-    match = re.search(r"(\d+\.\d+(?:\.\d+)?)", _text(root / "proc/driver/nvidia/version") or "")
+    match = re.search(r"(\d+\.\d+(?:\.\d+)?)", text_of(root / "proc/driver/nvidia/version") or "")
     return match[1] if match is not None else None
 
 
 def _total_memory(root: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s+(\d+) kB", _text(root / "proc/meminfo") or "", re.M)
+    match = re.search(r"^MemTotal:\s+(\d+) kB", text_of(root / "proc/meminfo") or "", re.M)
     return int(match[1]) * _KIB if match is not None else None
 
 
 def _items(path: Path) -> list[str]:
     """Return the strings of a device tree property, which NUL bytes separate."""
-    return [item for item in (_text(path) or "").split("\0") if item]
-
-
-def _text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return file.read(max_bytes).decode("utf-8", "replace").rstrip("\0\n") or None
-    except OSError:
-        return None
+    return [item for item in (text_of(path) or "").split("\0") if item]
 
 
 def _first(*values: Any) -> Any:

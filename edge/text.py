@@ -122,6 +122,17 @@ class Tokenizer:
             ) from error
         return cls(library, how)
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of what the vocabulary does not have, None where nothing is unknown."""
+        token = getattr(self._library.model, "unk_token", None)
+        return None if token is None else self._library.token_to_id(token)
+
+    def texts_of_ids(self) -> list[str]:
+        """Return the text of every token, in the order of their ids; a special one is empty."""
+        rows = [[number] for number in range(self.vocabulary_size)]
+        return list(self._library.decode_batch(rows, skip_special_tokens=True))
+
     def tokens_of_texts(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the tokens of every text, special tokens included, cut as declared.
 

@@ -21,7 +21,13 @@ from edge.errors import UsageError
 from edge.files import atomic_write, storage_errors
 
 UNIT_NAME = "edge-agent.service"
-UNIT_PATH = f"etc/systemd/system/{UNIT_NAME}"
+UNIT_FOLDER = "etc/systemd/system"
+UNIT_PATH = f"{UNIT_FOLDER}/{UNIT_NAME}"
+# Installed beside it; nothing of them runs before it is enabled.
+GATE_UNIT = "edge-gate.service"
+UPDATE_UNITS = ("edge-update.service", "edge-update.timer")
+FURTHER_UNITS = (GATE_UNIT, *UPDATE_UNITS)
+_SHIPPED_EXECUTABLE = "/usr/bin/env edge-agent"
 GPU_GROUPS = ("video", "render")
 DEVICE_GLOBS = (
     "dev/nvmap",
@@ -81,18 +87,29 @@ def unit_for_machine(
     groups = tuple(sorted(wanted))
     text = _with_line(shipped_unit(), "ExecStart=", f"{executable} serve")
     text = _with_line(text, "SupplementaryGroups=", " ".join(groups))
+    text = text.replace(_SHIPPED_EXECUTABLE, str(executable))
     return Unit(text=text, groups=groups, warnings=tuple(warnings))
 
 
 def install(unit: Unit, root: Path) -> bool:
-    """Write the unit below root; return False if the same text is there already.
+    """Write the unit below root; return False if the same text is there already."""
+    return install_text(unit.text, UNIT_NAME, root)
+
+
+def further_unit(name: str, executable: PurePosixPath) -> str:
+    """Return the text of another shipped unit, for the executable that `unit_for_machine` took."""
+    return shipped_unit(name).replace(_SHIPPED_EXECUTABLE, str(executable))
+
+
+def install_text(text: str, name: str, root: Path) -> bool:
+    """Write the text of a unit below root; return False if the same text is there already.
 
     Raises UsageError if the place holds a link (a masked unit), StorageError if writing fails.
     """
-    path = root / UNIT_PATH
+    path = root / UNIT_FOLDER / name
     if path.is_symlink():
         raise UsageError(f"{path} is a link, so the unit is masked or kept elsewhere; remove it")
-    content = unit.text.encode()
+    content = text.encode()
     with storage_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and path.read_bytes() == content:
@@ -101,9 +118,9 @@ def install(unit: Unit, root: Path) -> bool:
     return True
 
 
-def shipped_unit() -> str:
-    """Return the unit as the package carries it."""
-    return resources.files("edge").joinpath(UNIT_NAME).read_text(encoding="utf-8")
+def shipped_unit(name: str = UNIT_NAME) -> str:
+    """Return a unit as the package carries it."""
+    return resources.files("edge").joinpath(name).read_text(encoding="utf-8")
 
 
 def _with_line(text: str, key: str, value: str) -> str:

@@ -73,6 +73,18 @@ if TYPE_CHECKING:
 @click.option(
     "--lanes", type=click.IntRange(1, 256), help="Of a chat model: conversations at once."
 )
+@click.option(
+    "--chunk",
+    type=click.IntRange(2, 4096),
+    help="Of a chat model: tokens of a prompt that a step takes at most; fewer need less memory, "
+    "more answer long prompts sooner. [default: 512]",
+)
+@click.option(
+    "--adapter",
+    multiple=True,
+    type=FOLDER,
+    help="Of a chat model: LoRA adapter to merge, as for `export-chat`. Repeatable, in this order.",
+)
 @click.option("--out", type=FOLDER, default="engines", show_default=True, help="Folder to add to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def build(model: Path, as_json: bool, **options: Any) -> None:
@@ -97,7 +109,7 @@ def build(model: Path, as_json: bool, **options: Any) -> None:
 def _records(model: Path, options: dict[str, Any]) -> list[EngineRecord]:
     from host_tools.build import BuildOptions, build_engines
 
-    _refuse(options, ("context", "lanes"), f"{model} is no chat model")
+    _refuse(options, ("context", "lanes", "chunk", "adapter"), f"{model} is no chat model")
     if "int4" in options["precisions"]:
         raise UsageError("--precision int4 is for chat models; give int8 with --int8")
     return build_engines(BuildOptions(model=model, **options), say=say)
@@ -108,9 +120,10 @@ def _chat_records(folder: Path, options: dict[str, Any]) -> list[EngineRecord]:
 
     unused = ("on", "int8", "golden", "tokenizer", "keep_fp32", "calibration_cache", "dla_core")
     _refuse(options, unused, f"{folder} is a chat model")
-    lanes = options.pop("lanes")
-    if lanes is not None:
-        options["lanes"] = lanes
+    options["adapters"] = options.pop("adapter")
+    for name in ("lanes", "chunk"):
+        if options[name] is None:
+            del options[name]
     return build_chat_engines(ChatBuildOptions(folder=folder, **options), say=say)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge.console import print_json, say
+from edge.errors import UsageError
+from host_tools.registry.command import register, registry_option
 from host_tools.terminal import ANY_PATH, FILE, FOLDER, console
 
 if TYPE_CHECKING:
@@ -17,17 +21,27 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name")
 @click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for both files.")
-def keygen(name: str, out: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print paths and key id as JSON.")
+def keygen(name: str, out: Path, as_json: bool) -> None:
     """Make the signing key NAME.key and its public part NAME.pub."""
     from host_tools.keys import generate_keys, key_id
 
     private, public = generate_keys(name, out)
+    if as_json:
+        print_json({"private": private, "public": public, "key_id": key_id(public)})
+        return
     click.echo(f"wrote {private} (keep it secret) and {public} (install it on the devices)")
     click.echo(f"key id {key_id(public)}")
 
 
 @click.command()
-@click.argument("model", type=ANY_PATH)
+@click.argument("model", type=ANY_PATH, required=False)
+@click.option(
+    "--from-mlflow",
+    metavar="models:/NAME@ALIAS",
+    help="In place of MODEL: a version in a model registry, or models:/NAME/VERSION.",
+)
+@registry_option
 @click.option("--int8", type=FILE, help="Quantized model that `calibrate` wrote from MODEL.")
 @click.option("--table", type=FILE, help="Its calibration table, if it is not beside it.")
 @click.option("--engines", type=FOLDER, help="Folder that `build` wrote from MODEL.")
@@ -35,6 +49,12 @@ def keygen(name: str, out: Path) -> None:
     "--golden",
     type=ANY_PATH,
     help="Real samples for the self-test, as for `calibrate --data`; a chat model brings its own.",
+)
+@click.option(
+    "--drift-data",
+    type=ANY_PATH,
+    help="Samples as the model will be asked, that it was not trained on: the agent compares "
+    "requests with them. [default: those of --golden]",
 )
 @click.option(
     "--tokenizer",
@@ -71,9 +91,20 @@ def keygen(name: str, out: Path) -> None:
 )
 @click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
 @click.option("--threads", type=click.IntRange(1), help="For the measurement; default: all CPUs.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Pack a chat model that does not fit the devices its engines are for as well.",
+)
 @click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def pack(model: Path, as_json: bool, **options: Any) -> None:
+def pack(
+    model: Path | None,
+    from_mlflow: str | None,
+    registry: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Pack MODEL, and its INT8 form, into a bundle.
 
     MODEL is an .onnx file that `export` wrote, or a folder that `export-chat` wrote.
@@ -81,7 +112,18 @@ def pack(model: Path, as_json: bool, **options: Any) -> None:
     from host_tools.pack import PackRequest
     from host_tools.pack import pack as pack_bundle
 
-    packed = pack_bundle(PackRequest(fp32=model, **options), say=say)
+    if (model is None) == (from_mlflow is None):
+        raise UsageError("give either MODEL or --from-mlflow models:/NAME@ALIAS")
+    with contextlib.ExitStack() as stack:
+        if from_mlflow is not None:
+            from host_tools.registry.fetch import fetch_model
+
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            found = fetch_model(from_mlflow, scratch, registry=registry)
+            say(f"fetched {found.reference}")
+            model, options["source"] = found.path, found.reference
+        assert model is not None  # noqa: S101 - one of both was given
+        packed = pack_bundle(PackRequest(fp32=model, **options), say=say)
     if as_json:
         print_json(packed.manifest)
         return
@@ -120,11 +162,15 @@ def combine(as_json: bool, **options: Any) -> None:
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--key", type=FILE, required=True, help="Private key that `keygen` wrote.")
-def sign(bundle: Path, key: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print bundle and key as JSON.")
+def sign(bundle: Path, key: Path, as_json: bool) -> None:
     """Sign BUNDLE, replacing an earlier signature."""
     from host_tools.keys import sign_bundle
 
     sign_bundle(bundle, key)
+    if as_json:
+        print_json({"bundle": bundle, "key": key})
+        return
     click.echo(f"signed {bundle} with {key}")
 
 
@@ -181,4 +227,4 @@ def _written(root: Path, manifest: Manifest, *, signed: bool) -> str:
     return f"wrote {root}: {models}; {files}, {state}"
 
 
-BUNDLE_COMMANDS = (keygen, pack, combine, sign, verify, inspect)
+BUNDLE_COMMANDS = (keygen, pack, register, combine, sign, verify, inspect)

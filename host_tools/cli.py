@@ -23,8 +23,11 @@ from edge.console import (
 )
 from host_tools.build_command import build
 from host_tools.bundle_commands import BUNDLE_COMMANDS
+from host_tools.channel.commands import channel
 from host_tools.chat_commands import CHAT_COMMANDS
 from host_tools.compress_commands import COMPRESS_COMMANDS
+from host_tools.flash.commands import FLASH_COMMANDS
+from host_tools.fleet.commands import fleet
 from host_tools.profile_command import profile
 from host_tools.terminal import ANY_PATH, FILE, FOLDER, console
 
@@ -267,7 +270,16 @@ def quickstart(out: Path, keep: bool, port: int) -> None:
     run_quickstart(out, keep=keep, port=port, console=console())
 
 
-for _command in (*BUNDLE_COMMANDS, *CHAT_COMMANDS, *COMPRESS_COMMANDS, build, profile):
+for _command in (
+    *BUNDLE_COMMANDS,
+    *CHAT_COMMANDS,
+    *COMPRESS_COMMANDS,
+    *FLASH_COMMANDS,
+    fleet,
+    build,
+    channel,
+    profile,
+):
     cli.add_command(_command)
 
 

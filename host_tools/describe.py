@@ -22,6 +22,7 @@ from edge.manifest import (
 )
 from edge.manifest_reading import manifest_from_bytes
 from edge.trust import MAX_SIGNATURE_BYTES, signature_from_bytes
+from host_tools.disk_need import ELSEWHERE, peak_bytes
 from host_tools.engine_record import EngineRecord
 from host_tools.use_words import use_lines
 
@@ -47,6 +48,7 @@ def print_manifest(manifest: Manifest, signed_by: str, console: Console) -> None
     console.print(f"{manifest.name} {manifest.version}, packed {manifest.created}", style="bold")
     size = _size(stored_bytes(manifest))
     console.print(f"{signed_by}; {len(manifest.artifacts)} files, {size}")
+    console.print(_peak_line(manifest))
     if len(manifest.models) > 1:
         names = ", ".join(f"{model.name} {model.version}" for model in manifest.models)
         console.print(f"{len(manifest.models)} models: {names}")
@@ -92,6 +94,14 @@ def record_line(record: EngineRecord) -> str:
         + (f"; layers: {layers}" if layers else "")
         + ("" if facts.tried else f"; {NOT_RUN}")
     )
+
+
+def _peak_line(manifest: Manifest) -> str:
+    peaks = {device: _size(size) for device, size in peak_bytes(manifest).items()}
+    elsewhere = peaks.pop(ELSEWHERE)
+    named = "".join(f"{size} on {device}, " for device, size in peaks.items())
+    rest = f"{elsewhere} on {ELSEWHERE} device" if peaks else f"{elsewhere} of disk"
+    return f"installing takes at most {named}{rest}, beside the bundle in service"
 
 
 def _model_lines(manifest: Manifest, model: Model) -> list[RenderableType]:

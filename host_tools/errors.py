@@ -43,3 +43,9 @@ def root_cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+class RegistryError(EdgeError):
+    """The model registry cannot be reached, or refuses."""
+
+    code = "registry"

@@ -1,7 +1,9 @@
-"""What every command of the workstation shares: kinds of paths, and the console for tables."""
+"""What every command of the workstation shares: kinds of paths, tables, and who is asking."""
 
 from __future__ import annotations
 
+import getpass
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,3 +22,11 @@ def console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def user_name() -> str:
+    """Return the name of who runs this, or the number where a container gives it no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError since Python 3.13
+        return f"uid {os.getuid()}"

@@ -169,7 +169,7 @@ def requests_for(server: Server, kind: str) -> bytes:
         path, body = PATH, json.dumps({"inputs": [tensor]}).encode()
     lines = [
         f"POST {path} HTTP/1.1",
-        "Host: x",
+        "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
     ]

@@ -110,7 +110,7 @@ def make_question(
 
 def http_request(path: str, body: bytes, *, method: str = "POST") -> bytes:
     """Return the bytes of a request."""
-    lines = (f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", "", "")
+    lines = (f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", "", "")
     return "\r\n".join(lines).encode() + body
 
 

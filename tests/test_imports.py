@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from edge.bench.framework import GROUP
+from tests.edge_layers import EDGE_LAYERS
 
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("edge", "calibration", "host_tools")
@@ -31,6 +32,7 @@ LAZY = {
     "jtop",
     "llguidance",
     "onnxruntime",
+    "opentelemetry",
     "pycuda",
     "pynvml",
     "tensorrt",
@@ -39,193 +41,21 @@ LAZY = {
     "torch",
     "transformers",
 }
-# The modules of edge, lowest layer first; a module imports from lower layers only.
-EDGE_LAYERS = (
-    {"edge"},
-    {
-        "bench",
-        "bench.table",
-        "bench.usage",
-        "capture",
-        "chat",
-        "chat.marks",
-        "chat.quality_facts",
-        "chat.sandbox",
-        "devices",
-        "errors",
-        "http_limits",
-        "http_outlet",
-        "installed",
-        "latency",
-        "libc",
-        "notify",
-        "openapi_chat",
-        "pool",
-        "probes",
-        "promise",
-        "routes",
-        "statistics",
-    },
-    {
-        "capture.capture_file",
-        "chat.marked_encoder",
-        "chat.spec",
-        "chat.tokenizer",
-        "config",
-        "console",
-        "cuda_graph",
-        "cuda_query",
-        "files",
-        "http_answer",
-        "http_client",
-        "onnxruntime_library",
-        "places",
-        "spec",
-        "tensorrt_library",
-    },
-    {
-        "agent_process",
-        "bench.framework",
-        "bench.load_client",
-        "capture.recording",
-        "capture.replay",
-        "chat.candidates",
-        "chat.decoder",
-        "chat.detokenizer",
-        "chat.grammar",
-        "chat.layered",
-        "chat.page",
-        "chat.room",
-        "chat.template",
-        "chat.tools",
-        "classes",
-        "config_options",
-        "cuda_library",
-        "http_request",
-        "http_stream",
-        "images",
-        "openai_form",
-        "sealed",
-        "session",
-        "staging",
-        "tensor_bytes",
-        "text",
-        "trt_outputs",
-        "trust",
-        "unit",
-        "warm_up",
-    },
-    {
-        "chat.answer_parser",
-        "chat.call_grammar",
-        "chat.drafting",
-        "chat.golden",
-        "chat.openai_request",
-        "chat.ort_cache",
-        "chat.prompt",
-        "chat.sampling",
-        "chat.sequence",
-        "chat.trt_cache",
-        "detections",
-        "engine_cache",
-        "http_handler",
-        "oip_json",
-        "ort_session",
-        "shared_buffer",
-        "trt_tensors",
-        "wsgi_environ",
-    },
-    {
-        "chat.answer_grammar",
-        "chat.completion_prompts",
-        "chat.conversation",
-        "chat.ort_decoder",
-        "chat.prefix",
-        "chat.sampling_defaults",
-        "chat.step",
-        "http_connection",
-        "oip",
-        "openapi_answers",
-        "trt_engine",
-    },
-    {
-        "capture.redaction",
-        "chat.counters",
-        "chat.facts",
-        "chat.scheduler",
-        "chat.wishes",
-        "http_server",
-        "oip_client",
-        "trt_session",
-    },
-    {"capture.recorder", "chat.generation", "chat_metrics", "manifest"},
-    {
-        "batching",
-        "bench.measurements",
-        "chat.answer",
-        "chat.start",
-        "chat.stepper",
-        "engine_builder",
-        "manifest_reading",
-        "metrics",
-        "self_test",
-        "session_messages",
-        "target",
-    },
-    {
-        "bench.feeds",
-        "bench.layer_advice",
-        "bench.ort_trace",
-        "bench.plot",
-        "bench.report",
-        "bench.trt_layers",
-        "bundle",
-        "capture.answers",
-        "chat.chat_answer",
-        "chat.completion_answer",
-        "chat.generator",
-        "chat.plain",
-        "chat.trt_piece",
-        "doctor",
-        "engine_child",
-        "inbox",
-        "matching",
-        "session_child",
-        "session_process",
-    },
-    {
-        "asked",
-        "bench.advice",
-        "bench.measure",
-        "capture.replay_report",
-        "chat.chat_model",
-        "chat.trt_buffers",
-        "choice",
-        "engine_process",
-        "worker",
-    },
-    {"admission", "capture.commands", "chat.trt_decoder", "engine_job", "preparing", "replicas"},
-    {"bench.opened", "chat_preparing", "served"},
-    {"bench.compare_child", "bench.layer_times", "chat_loading", "predict", "serving"},
-    {
-        "bench.compare",
-        "bench.profile_command",
-        "chat_calls",
-        "embeddings",
-        "extensions",
-        "loading",
-        "openai_models",
-        "telemetry",
-    },
-    {"bench.bench_command", "inference", "openapi_operations", "repository"},
-    {"infer", "openapi"},
-    {"api"},
-    {"agent"},
-    {"cli"},
-)
 LAYER_OF = {module: depth for depth, layer in enumerate(EDGE_LAYERS) for module in layer}
 # Who may enter a package of edge: all other modules do without it.
-ENTERED_BY = {"bench": {"cli"}, "capture": {"agent", "cli", "openapi", "openapi_operations"}}
+ENTERED_BY = {
+    "bench": {"cli"},
+    "capture": {
+        "agent",
+        "cli",
+        "gate.checks",
+        "gate.replaying",
+        "openapi",
+        "openapi_operations",
+    },
+    # What is said of the last pass is read by all who tell of the agent.
+    "update": {"agent", "cli", "metrics", "serving", "telemetry"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,15 +217,15 @@ def test_the_wheel_holds_every_module_and_no_test(wheel):
     assert modules == {str(path.relative_to(REPOSITORY)) for path in ALL_SOURCES}
 
 
-def test_the_wheel_holds_the_unit_and_the_type_markers(wheel):
-    unit = (REPOSITORY / "systemd/edge-agent.service").read_bytes()
-    assert wheel.read("edge/edge-agent.service") == unit
+def test_the_wheel_holds_the_units_and_the_type_markers(wheel):
+    for unit in (REPOSITORY / "systemd").iterdir():
+        assert wheel.read(f"edge/{unit.name}") == unit.read_bytes()
     assert {f"{room}/py.typed" for room in ROOMS} <= set(wheel.namelist())
 
 
-def test_the_wheel_holds_the_page_for_a_chat(wheel):
-    page = (REPOSITORY / "edge/chat/page.html").read_bytes()
-    assert wheel.read("edge/chat/page.html") == page
+@pytest.mark.parametrize("page", ["edge/chat/page.html", "edge/dashboard.html"])
+def test_the_wheel_holds_the_pages(wheel, page):
+    assert wheel.read(page) == (REPOSITORY / page).read_bytes()
 
 
 def test_the_wheel_offers_torch_to_the_device_package_as_a_framework(wheel):

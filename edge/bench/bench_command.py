@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge.config import DEFAULT_URL, AgentConfig, flag_from_key, load_config, read_config_file
+from edge.config import DEFAULT_URL, AgentConfig, flag_from_key
 from edge.config_options import config_options, flags_from_config, given_only
+from edge.config_sources import load_config, read_config_file
 from edge.console import configure_logging, print_json, say, stop_on_sigterm
 from edge.errors import UsageError
 

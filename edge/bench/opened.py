@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from edge.bundle import Bundle, open_bundle
+from edge.bundle import Bundle
 from edge.choice import Choice, Refusal, choice_from, rank
 from edge.config import AgentConfig
 from edge.engine_process import AttemptError
@@ -15,8 +15,8 @@ from edge.files import read_capped
 from edge.manifest import Model
 from edge.preparing import Preparer
 from edge.session import Session
+from edge.slots.opening import open_configured
 from edge.target import Target, detect_target
-from edge.trust import trusted_keys_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +29,7 @@ class Opened:
 
 def verified_bundle(config: AgentConfig) -> Bundle:
     """Return the bundle of a configuration, checked as `serve` checks it."""
-    return open_bundle(
-        config.bundle,
-        trusted_keys_in(config.trusted_keys),
-        allow_unsigned=config.allow_unsigned,
-        defer_engines=True,
-    )
+    return open_configured(config, defer_engines=True)
 
 
 def model_in(bundle: Bundle, name: str | None) -> Model:
@@ -80,6 +75,7 @@ def open_model(
         trusted=bundle.signed_by is not None,
         may_build=config.build_on_device,
         forced=config.variant,
+        absent=bundle.absent,
     )
     preparer = Preparer(config, target, progress=progress, stop=threading.Event())
     failed: tuple[Refusal, ...] = ()

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge.config import load_config, read_config_file
 from edge.config_options import config_options, given_only
+from edge.config_sources import load_config, read_config_file
 from edge.console import configure_logging, print_json, say
 
 if TYPE_CHECKING:
     from edge.bench.measurements import LayerTimes
 
-_KEYS = ("bundle", "trusted_keys", "allow_unsigned", "intra_op_threads", "cache", "cache_bytes",
-         "build_on_device", "build_timeout_s", "open_timeout_s", "variant")  # fmt: skip
+_KEYS = (
+    "bundle", "slots", "trusted_keys", "allow_unsigned", "intra_op_threads", "cache",
+    "cache_bytes", "build_on_device", "build_timeout_s", "open_timeout_s", "variant",
+)  # fmt: skip
 
 
 @click.command()

@@ -272,7 +272,7 @@ def test_a_stalled_run_stops_the_watchdog_pings(config: AgentConfig) -> None:
 
 SERVE = """
     import logging, sys
-    import edge.agent, edge.preparing, tests.fakes
+    import edge.agent, edge.preparing, edge.serve, tests.fakes
     from pathlib import Path
     from edge.config import AgentConfig
 
@@ -295,7 +295,7 @@ SERVE = """
     config = AgentConfig(
         bundle=Path(sys.argv[1]), trusted_keys=Path(sys.argv[2]), port=0, warm_up=False
     )
-    sys.exit(edge.agent.serve(config))
+    sys.exit(edge.serve.serve(config))
 """
 
 
@@ -346,15 +346,15 @@ def test_a_stop_signal_lets_the_request_in_flight_finish_and_exits_0(
 VERIFY = """
     import signal, sys
     import edge.agent
+    import edge.serve
     from edge.config import AgentConfig
 
     def verify(*_, **__):
         print("verifying", flush=True)
         signal.pause()
 
-    edge.agent.open_bundle = verify
-    edge.agent.trusted_keys_in = lambda folder: {}
-    sys.exit(edge.agent.serve(AgentConfig(port=0)))
+    edge.agent.open_configured = verify
+    sys.exit(edge.serve.serve(AgentConfig(port=0)))
 """
 
 

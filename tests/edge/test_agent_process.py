@@ -56,7 +56,7 @@ def test_an_agent_that_cannot_start_is_an_error_with_its_log(tmp_path: Path) -> 
 STOPS_WHEN_FROZEN = """
     import gc, os, signal, sys
     from pathlib import Path
-    from edge.agent import serve
+    from edge.serve import serve
     from edge.config import AgentConfig
 
     freeze = gc.freeze

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.config import (
-    DEFAULT_CONFIG_FILE,
-    DEFAULT_URL,
-    MAX_CONFIG_BYTES,
-    AgentConfig,
-    describe_config,
-    load_config,
-    read_config_file,
-)
+from edge.config import DEFAULT_CONFIG_FILE, DEFAULT_URL, AgentConfig
+from edge.config_sources import MAX_CONFIG_BYTES, describe_config, load_config, read_config_file
 from edge.errors import ConfigError
 
 
@@ -42,10 +35,12 @@ def test_each_place_wins_over_the_one_before():
 def test_every_key_can_be_given_in_every_place():
     values = {
         "bundle": "/b",
+        "slots": "/s",
         "trusted_keys": "/k",
         "allow_unsigned": True,
         "host": "::1",
         "port": 9,
+        "allowed_hosts": "edge.example",
         "intra_op_threads": 2,
         "max_body_bytes": 4096,
         "max_per_client": 3,
@@ -69,10 +64,17 @@ def test_every_key_can_be_given_in_every_place():
         "ready_on_cpu": True,
         "models": "a,b",
         "isolate": True,
+        "history": "/h",
+        "otlp_endpoint": "http://127.0.0.1:4318",
+        "jtop": True,
         "warm_up": False,
         "memory_reserve_bytes": 1 << 20,
         "variant": "int8",
         "allow_capture": True,
+        "drift_window": 500,
+        "drift_window_s": 60.0,
+        "drift_level": 0.01,
+        "drift_webhook": "http://127.0.0.1:9/hook",
         "log_level": "debug",
     }
     assert set(values) == {field.name for field in fields(AgentConfig)}

@@ -11,7 +11,7 @@ import pytest
 
 from edge.config import AgentConfig
 from edge.doctor import Finding, Machine, examine
-from edge.probes import Sample
+from edge.probes.sample import Sample
 from edge.target import Target, detect_target
 from tests.edge.device_trees import DEVICE_TREES
 

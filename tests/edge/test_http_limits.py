@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from edge.access import Access
 from edge.http_answer import HttpAnswer, json_error
 from edge.http_connection import ARRIVAL_S, Connection, Rules
 from edge.http_handler import Reply
@@ -157,6 +158,7 @@ class Clients(RuleBasedStateMachine):
             loop=self.loop,  # type: ignore[arg-type]
             address=("10.0.0.9", 80),
             max_body_bytes=MAX_BODY_BYTES,
+            access=Access(),
             arriving=self.budget,
             per_client=self.places,
             on_refusal=lambda status: self.refused.update([status]),

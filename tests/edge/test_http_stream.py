@@ -2,151 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
-import itertools
 import re
 import socket
-import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 import httpx
 import pytest
 
-from edge import http_connection, http_server, http_stream
-from edge.http_answer import HttpAnswer, json_error
-from edge.http_handler import Cancel, Reply
-from edge.http_outlet import Outlet
-from edge.http_request import HttpRequest
-from edge.http_server import HttpServer, Loop
+from edge.http_answer import json_error
 from edge.http_stream import HttpStream
-from tests.edge.test_http_limits import StillLoop
+from tests.edge.running_streams import (
+    CLIENTS,
+    EVENT_LOOPS,
+    GET,
+    HEADERS,
+    Running,
+    read_all,
+    read_until,
+    running_on,
+)
 from tests.fakes import DEADLINE_S, wait_until
 
-HEADERS = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
-GET = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
-CLIENTS = 400
 
-
-class Streamer:
-    """Begins a stream for /stream, keeps /held waiting; other paths are echoed."""
-
-    def __init__(self) -> None:
-        self.streams: list[HttpStream] = []
-        self.cancelled: list[HttpStream] = []
-        self.asked: list[str] = []
-        self.held: list[Reply] = []
-
-    def admit(self, method: str, path: str) -> HttpAnswer | None:
-        return json_error(429, "full") if path == "/full" else None
-
-    def __call__(self, request: HttpRequest, reply: Reply) -> Cancel | None:
-        self.asked.append(request.path)
-        if request.path == "/held":
-            self.held.append(reply)
-            return None
-        if request.path != "/stream":
-            reply(HttpAnswer(status=200, body=request.path.encode() + request.body))
-            return None
-        stream = HttpStream(headers=HEADERS)
-        reply(stream)
-        self.streams.append(stream)
-        return lambda: self.cancelled.append(stream)
-
-    def close(self) -> None:
-        pass
-
-
-class Running:
-    """A server driven by a thread of its own, whose streams the tests feed."""
-
-    def __init__(self) -> None:
-        self.drained: bool | None = None
-        self.drain_timeout_s = DEADLINE_S
-        self._stop = threading.Event()
-        self.loop = Loop()
-        self.handler = Streamer()
-        self.refusals: list[int] = []
-        self.server = HttpServer.open(
-            self.handler,
-            self.loop,
-            host="127.0.0.1",
-            port=0,
-            max_body_bytes=100_000,
-            max_per_client=CLIENTS,
-            on_refusal=self.refusals.append,
-        )
-        self.port = int(self.server.url.rsplit(":", 1)[1])
-        self._thread = threading.Thread(target=self._run, name="http-main")
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.server.turn()
-        self.drained = self.server.drain(self.drain_timeout_s)
-        self.server.close()
-
-    def begin_stop(self) -> None:
-        self._stop.set()
-        self.server.wake()
-
-    def join(self) -> None:
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive()
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
-
-    def http(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
-
-    def stream(self, number: int = 0) -> HttpStream:
-        wait_until(lambda: len(self.handler.streams) > number)
-        return self.handler.streams[number]
-
-    def call(self, function: Callable[..., object], *args: object) -> None:
-        """Call in the loop's thread, and wait until that, and what it wrote, is done."""
-        done = threading.Event()
-        self.loop.call(function, *args)
-        self.loop.call(lambda: self.loop.events.call_soon(done.set))
-        assert done.wait(DEADLINE_S)
-
-
-@pytest.fixture(params=["uvloop", "asyncio"])
+@pytest.fixture(params=EVENT_LOOPS)
 def running(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    if request.param == "asyncio":
-        monkeypatch.setattr(http_server, "_new_event_loop", asyncio.new_event_loop)
-    else:
-        pytest.importorskip("uvloop")
-    server = Running()
-    yield server
-    server.drain_timeout_s = 0.0
-    server.begin_stop()
-    server.join()
-
-
-def read_all(connection: socket.socket) -> bytes:
-    chunks = []
-    while chunk := connection.recv(65536):
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def read_until(connection: socket.socket, end: bytes) -> bytes:
-    content = b""
-    while not content.endswith(end):
-        chunk = connection.recv(65536)
-        assert chunk, content
-        content += chunk
-    return content
-
-
-def reset(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
+    with running_on(request.param, monkeypatch) as server:
+        yield server
 
 
 def test_every_byte_on_the_wire_is_as_rfc_9112_says(running: Running) -> None:
@@ -272,73 +156,6 @@ def test_requests_behind_a_stream_wait_for_its_end(running: Running) -> None:
     ]
 
 
-@pytest.mark.parametrize("goes", ["resets", "closes", "closes in the middle of its next request"])
-def test_a_client_that_goes_away_cancels_once_and_gives_its_place_back(
-    running: Running, goes: str
-) -> None:
-    connection = running.connect()
-    connection.sendall(GET.replace(b"GET", b"POST"))
-    stream = running.stream()
-    read_until(connection, b"\r\n\r\n")
-    assert sum(running.server.requests.taken.values()) == 1
-    if goes == "resets":
-        reset(connection)
-    else:
-        if goes != "closes":
-            connection.sendall(b"POST /more HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
-        connection.close()
-
-    def is_noticed() -> bool:  # a client that closes is known from what it sends back
-        running.call(stream.send, b"token")
-        return bool(running.handler.cancelled)
-
-    wait_until(is_noticed)
-    wait_until(lambda: not running.server._connections)
-    running.call(stream.end)
-    running.call(stream.break_off)
-    assert running.handler.cancelled == [stream]
-    assert running.server.requests.taken == {}
-
-
-def test_a_client_that_has_said_all_still_gets_its_whole_stream(running: Running) -> None:
-    with running.connect() as connection:
-        connection.sendall(GET)
-        connection.shutdown(socket.SHUT_WR)
-        stream = running.stream()
-        for _ in range(20):
-            running.call(stream.send, b"token")
-        running.call(stream.end)
-        content = read_all(connection)
-    assert content.endswith(b"5\r\ntoken\r\n" * 20 + b"0\r\n\r\n")
-    assert running.handler.cancelled == []
-
-
-def test_a_client_that_reads_too_slowly_is_cut_off_and_holds_no_memory(running: Running) -> None:
-    piece = b"x" * 10_000
-    with running.connect() as connection:
-        connection.sendall(GET)
-        stream, most = running.stream(), 0
-        (serving,) = running.server._connections
-        while not running.handler.cancelled:
-            running.call(stream.send, piece)
-            most = max(most, serving._outlet.unsent_bytes)
-        assert http_stream.MAX_UNSENT_BYTES - len(piece) < most
-        assert most < http_stream.MAX_UNSENT_BYTES + 3 * len(piece)
-        wait_until(lambda: not running.server._connections)
-        with contextlib.suppress(ConnectionError):
-            assert not read_all(connection).endswith(b"0\r\n\r\n")
-    assert running.handler.cancelled == [stream]
-
-
-def test_a_large_answer_in_one_piece_is_no_slow_client(running: Running) -> None:
-    body = bytes(n % 251 for n in range(5_000_000))
-    with closing(running.http()) as connection:
-        connection.request("GET", "/stream")
-        running.loop.call(running.stream().send, body)
-        running.loop.call(running.stream().end)
-        assert connection.getresponse().read() == body
-
-
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_stream_that_is_broken_off_does_not_pass_for_whole(
     running: Running, turned: bool
@@ -413,93 +230,6 @@ def test_draining_gives_up_a_stream_after_its_time_and_cancels_it(running: Runni
     running.join()
     assert running.drained is False
     assert running.handler.cancelled == running.handler.streams
-
-
-def sweep(running: Running, *, after_s: float) -> None:
-    """Have all connections swept as if so much time had passed."""
-
-    def look() -> None:
-        for connection in tuple(running.server._connections):
-            connection.sweep(running.loop.events.time() + after_s)
-
-    running.call(look)
-
-
-def test_a_quiet_stream_is_waited_for(running: Running) -> None:
-    with running.connect() as connection:
-        connection.sendall(GET + b"POST /half HTTP/1.1\r\nContent-Le")
-        stream = running.stream()
-        read_until(connection, b"\r\n\r\n")
-        for hours in range(1, 4):
-            sweep(running, after_s=3600.0 * hours)
-        running.call(stream.send, b"thought")
-        read_until(connection, b"thought\r\n")
-    assert running.handler.cancelled == []
-
-
-def test_a_client_that_takes_nothing_is_cut_after_its_time_although_more_comes(
-    running: Running,
-) -> None:
-    with running.connect() as connection:
-        connection.sendall(GET)
-        stream = running.stream()
-        (serving,) = running.server._connections
-        while not serving._outlet.unsent_bytes:  # the kernel's buffers are full
-            running.call(stream.send, b"x" * 50_000)
-        running.call(stream.send, b"x" * 500_000)
-        limit_s = http_connection.IDLE_S
-        for part in (0.1, 0.5, 0.9):
-            sweep(running, after_s=limit_s * part)
-            running.call(stream.send, b"more")
-        assert running.handler.cancelled == []
-        later_s = itertools.count(2.0, 2.0)
-
-        def is_cut() -> bool:  # the kernel may have moved a last bit of it to the other side
-            sweep(running, after_s=limit_s * next(later_s))
-            return bool(running.handler.cancelled)
-
-        wait_until(is_cut)
-
-
-class Full:
-    """A transport whose client takes as much as the test says."""
-
-    def __init__(self) -> None:
-        self.unsent = 0
-
-    def write(self, content: bytes) -> None:
-        self.unsent += len(content)
-
-    def get_write_buffer_size(self) -> int:
-        return self.unsent
-
-
-def test_a_client_that_takes_less_than_comes_is_not_stalled_and_one_that_takes_nothing_is() -> None:
-    transport = Full()
-    outlet = Outlet(transport, StillLoop())  # type: ignore[arg-type]
-    for now in range(1, 100):  # ever more waits, and yet it moves
-        outlet.write(b"x" * 10)
-        transport.unsent -= 1
-        assert outlet.has_moved(now)
-        assert outlet.stalled_s(now) == 0
-    for now in range(100, 200):
-        outlet.write(b"x")
-        assert not outlet.has_moved(now)
-        assert outlet.stalled_s(now) == now - 99
-    transport.unsent = 0
-    assert outlet.has_moved(200)
-    for now in range(201, 300):  # nothing waits, and nothing is missing
-        assert not outlet.has_moved(now)
-        assert outlet.stalled_s(now) == 0
-
-
-def test_a_stream_for_a_client_that_has_gone_takes_everything_and_does_nothing() -> None:
-    stream = HttpStream(headers=HEADERS)
-    for _ in range(3):
-        stream.send(b"x" * 1000)
-    stream.end()
-    stream.break_off()
-    assert stream._pieces == []
 
 
 def test_no_second_answer_is_written_into_a_stream(running: Running) -> None:

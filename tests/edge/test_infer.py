@@ -52,7 +52,7 @@ def test_four_hundred_clients_wait_without_a_thread_and_get_their_own_answers(
         threads = threading.active_count()
         gate.hold()
         host, port = agent.url.removeprefix("http://").split(":")
-        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
         clients = []
         for number in range(400):
             body = body_of(number)

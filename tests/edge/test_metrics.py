@@ -5,8 +5,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge.metrics import BUCKETS_S, Metrics, ModelState, State
-from edge.probes import Sample
+from edge.probes.sample import GpuSample, Sample
+from edge.slots.watching import SlotFacts
 from edge.statistics import ModelStatistics
+from edge.update.status import PassStatus
 
 MODEL = ModelState(
     model="m",
@@ -81,6 +83,37 @@ def test_gauges_show_the_state_at_the_scrape() -> None:
     assert value(metrics, "edge_bundle_info", signed="true", **labels) == 1
 
 
+def test_a_gpu_is_reported_under_our_names_and_under_tritons() -> None:
+    gpu = GpuSample(
+        memory="unified",
+        memory_used_bytes=3,
+        memory_total_bytes=8,
+        utilization_percent=25.0,
+        clock_hz=10**9,
+        temperature_celsius=50.0,
+        power_watts=12.5,
+        energy_joules=99.0,
+        throttle_reasons=("thermal",),
+    )
+    metrics = make_metrics(Sample(gpus=(GpuSample(), gpu), power_watts=20.0, energy_joules=7.0))
+    assert value(metrics, "edge_gpu_memory_used_bytes", gpu="1", kind="unified") == 3
+    assert value(metrics, "edge_gpu_utilization_ratio", gpu="1") == 0.25
+    assert value(metrics, "edge_gpu_clock_hertz", gpu="1") == 1e9
+    assert value(metrics, "edge_gpu_temperature_celsius", gpu="1") == 50
+    assert value(metrics, "edge_gpu_power_watts", gpu="1") == 12.5
+    assert value(metrics, "edge_gpu_throttled", gpu="1", reason="thermal") == 1
+    assert value(metrics, "edge_power_watts") == 20
+    assert value(metrics, "edge_energy_joules_total", source="gpu1") == 99
+    assert value(metrics, "edge_energy_joules_total", source="module") == 7
+    assert value(metrics, "nv_gpu_utilization", gpu_uuid="1") == 0.25
+    assert value(metrics, "nv_gpu_memory_total_bytes", gpu_uuid="1") == 8
+    assert value(metrics, "nv_gpu_memory_used_bytes", gpu_uuid="1") == 3
+    assert value(metrics, "nv_gpu_power_usage", gpu_uuid="1") == 12.5
+    assert value(metrics, "nv_energy_consumption", gpu_uuid="1") == 99
+    # The first GPU tells nothing, so it has no series.
+    assert not [labels for _, labels in samples(metrics) if ("gpu", "0") in labels]
+
+
 def test_what_cannot_be_told_is_absent_not_zero() -> None:
     names = {name for name, _ in samples(make_metrics(Sample()))}
     assert "edge_memory_available_bytes" not in names
@@ -99,7 +132,7 @@ def test_names_follow_the_rules_of_prometheus() -> None:
     families = list(text_string_to_metric_families(metrics.exposition().decode()))
     assert families
     for family in families:
-        assert re.fullmatch(r"(edge|nv_inference)_[a-z0-9_]+", family.name)
+        assert re.fullmatch(r"(edge|nv_inference|nv_gpu|nv_energy)_[a-z0-9_]+", family.name)
         assert family.documentation
         assert not family.name.endswith("_created")
 
@@ -134,3 +167,31 @@ def test_dashboards_of_triton_find_their_counters() -> None:
         assert value(metrics, name, **of) == pytest.approx(microseconds)
     for reason, count in {"REJECTED": 2, "CANCELED": 1, "BACKEND": 1, "OTHER": 1}.items():
         assert value(metrics, "nv_inference_request_failure", reason=reason, **of) == count
+
+
+def test_the_slot_that_is_served_is_told_where_there_are_slots() -> None:
+    slots = SlotFacts(slot="b", phase="trial")
+    state = State(bundle="b", signed=True, models=(MODEL,), slots=slots, sample=Sample())
+    assert value(Metrics(lambda: state), "edge_slot_info", slot="b", phase="trial") == 1
+    assert not [name for name, _ in samples(make_metrics()) if name == "edge_slot_info"]
+
+
+def test_the_last_update_is_told_where_a_channel_is_followed() -> None:
+    update = PassStatus(
+        at="2026-03-01T00:01:00Z", verdict="failed", reason="it is stale", code="freshness",
+        good_at="2026-03-01T00:00:00Z",
+    )  # fmt: skip
+    state = State(bundle="b", signed=True, models=(MODEL,), update=update, sample=Sample())
+    metrics = Metrics(lambda: state)
+    assert value(metrics, "edge_update_info", verdict="failed", code="freshness") == 1
+    assert value(metrics, "edge_update_pass_timestamp_seconds") == 1772323260
+    assert value(metrics, "edge_update_good_timestamp_seconds") == 1772323200
+    assert not [name for name, _ in samples(make_metrics()) if name.startswith("edge_update")]
+
+
+def test_a_damaged_time_of_an_update_has_no_series() -> None:
+    update = PassStatus(at="yesterday", verdict="current", reason="")
+    state = State(bundle="b", signed=True, models=(MODEL,), update=update, sample=Sample())
+    names = {name for name, _ in samples(Metrics(lambda: state))}
+    assert "edge_update_info" in names
+    assert not {name for name in names if name.startswith("edge_update") and "seconds" in name}

@@ -108,10 +108,10 @@ def test_what_is_described_is_served_with_these_methods_and_no_others(
 
 
 def test_what_is_served_is_described(agent: Agent, app: Flask) -> None:
-    rules = {template(rule.rule) for rule in app.url_map.iter_rules()}
+    rules = {template(rule.rule) or "/" for rule in app.url_map.iter_rules()}
     patterns = {p.pattern for p in vars(routes).values() if isinstance(p, re.Pattern)}
     runs = {template(pattern) for pattern in patterns}
-    served = {path.rstrip("/") for path in literals() if allowed(agent, path)}
+    served = {path.rstrip("/") or "/" for path in literals() if allowed(agent, path)}
     assert runs == {
         f"{openapi_operations.VERSION}/infer",
         "/predict/{MODEL_NAME}",

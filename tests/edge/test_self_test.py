@@ -50,6 +50,11 @@ def test_infinity_never_passes() -> None:
         run(lambda x: {**affine(x), "s": np.full(len(x), np.inf, np.float32)})
 
 
+def test_strings_instead_of_numbers_never_pass() -> None:
+    with pytest.raises(SelfTestError, match="off by inf"):
+        run(lambda x: {**affine(x), "s": object_array([b"1.0"] * len(x), (len(x),))})
+
+
 @pytest.mark.parametrize("outputs", [{}, {"y": np.zeros((1, 4), np.float32)}])
 def test_a_missing_or_misshapen_output_fails(outputs: dict[str, np.ndarray]) -> None:
     with pytest.raises(SelfTestError, match="shape"):

@@ -10,7 +10,7 @@ from edge.choice import Choice, Refusal
 from edge.latency import LatencyWindow
 from edge.manifest import bytes_from_manifest
 from edge.places import Places
-from edge.probes import Sample
+from edge.probes.sample import Sample
 from edge.replicas import Replicas
 from edge.self_test import SelfTest
 from edge.served import ServedModel
@@ -18,6 +18,7 @@ from edge.serving import Serving
 from edge.statistics import ModelStatistics
 from edge.telemetry import report_from_serving
 from edge.trust import public_key_from_pem
+from edge.update.status import CHANNEL_FOLDER, MAX_STATUS_BYTES, STATUS_NAME, read_status
 from edge.worker import Answer
 from tests.bundles import affine_parts, make_key
 from tests.fakes import FakeSession, affine_worker
@@ -107,3 +108,26 @@ def test_the_machine_and_the_agent_are_described() -> None:
     assert body["machine"]["rss_bytes"] == 5
     assert body["machine"]["memory_available_bytes"] is None
     assert body["machine"]["temperatures_celsius"] == {"cpu": 40.0}
+
+
+def test_runs_are_told_by_their_rows() -> None:
+    serving = make_serving()
+    statistics = serving.served["affine"].statistics
+    for rows in (4, 1, 4):
+        statistics.record_run(rows, 0.001)
+    assert report(serving)["models"][0]["run_rows"] == {"1": 1, "4": 2}
+
+
+def test_the_last_pass_of_an_update_is_told(tmp_path: Path) -> None:
+    assert report(make_serving())["update"] is None
+    (tmp_path / CHANNEL_FOLDER).mkdir()
+    serving = make_serving()
+    serving.update = lambda: read_status(tmp_path)
+    assert report(serving)["update"] is None
+    status = tmp_path / CHANNEL_FOLDER / STATUS_NAME
+    status.write_text('{"at": "2026-03-01T00:00:00Z", "verdict": "current", "reason": "newest"}')
+    assert report(serving)["update"]["verdict"] == "current"
+    status.write_bytes(b"\xff" * 100)
+    assert report(serving)["update"] is None
+    status.write_bytes(b" " * (MAX_STATUS_BYTES + 1))
+    assert report(serving)["update"] is None

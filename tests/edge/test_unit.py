@@ -10,6 +10,7 @@ import pytest
 
 from edge.config import AgentConfig
 from edge.errors import UsageError
+from edge.slots.state import MAX_ATTEMPTS
 from edge.unit import UNIT_NAME, UNIT_PATH, install, shipped_unit, unit_for_machine
 
 REPOSITORY = Path(__file__).parents[2]
@@ -96,13 +97,17 @@ def test_the_unit_hides_nothing_that_inference_needs():
     assert not any(line.startswith("User=") for line in lines)
 
 
-def test_the_generated_unit_differs_in_its_two_local_lines_only(tmp_path):
+def test_the_generated_unit_differs_in_its_local_lines_only(tmp_path):
     root, lstat = machine(tmp_path)
     generated = unit_for_machine(EXECUTABLE, root=root, lstat=lstat).text.splitlines()
     changed = [
         new for new, old in zip(generated, shipped_unit().splitlines(), strict=True) if new != old
     ]
-    assert changed == [f"ExecStart={EXECUTABLE} serve", "SupplementaryGroups=render video"]
+    assert changed == [
+        f"ExecStartPre=+-{EXECUTABLE} slots begin",
+        f"ExecStart={EXECUTABLE} serve",
+        "SupplementaryGroups=render video",
+    ]
 
 
 def test_only_groups_that_exist_are_named(tmp_path):
@@ -151,13 +156,13 @@ def test_a_program_that_the_unit_cannot_see_is_reported(tmp_path):
     root, lstat = machine(tmp_path)
     unit = unit_for_machine(
         PurePosixPath("/home/me/.venv/bin/edge-agent"),
-        needs=(PurePosixPath("/root/.pyenv/bin/python"), PurePosixPath("/usr/bin/python3")),
+        needs=(PurePosixPath("/root/tools/bin/python"), PurePosixPath("/usr/bin/python3")),
         root=root,
         lstat=lstat,
     )
     assert [warning.split()[0] for warning in unit.warnings] == [
         "/home/me/.venv/bin/edge-agent",
-        "/root/.pyenv/bin/python",
+        "/root/tools/bin/python",
     ]
 
 
@@ -191,3 +196,9 @@ def test_a_masked_unit_is_not_unmasked(tmp_path):
     with pytest.raises(UsageError, match="masked"):
         install(unit, root)
     assert path.is_symlink()
+
+
+def test_two_trials_that_crash_in_a_row_leave_the_agent_startable():
+    # Each: the switch and its starts, then the start that goes back; and the boot before them.
+    starts = 2 * (MAX_ATTEMPTS + 1) + 1 + 1
+    assert int(value_of(shipped_unit(), "StartLimitBurst")) >= 2 * starts

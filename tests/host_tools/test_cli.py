@@ -12,6 +12,7 @@ from calibration.model_file import save_model
 from edge.bundle import open_bundle
 from edge.trust import trusted_keys_in
 from host_tools.describe import read_manifest
+from host_tools.keys import key_id
 from tests.calibration.nets import IMAGE, conv_net, write_samples
 from tests.host_tools.commands import invoke
 
@@ -96,14 +97,16 @@ def test_inspect_tells_what_the_manifest_says(worked: Path) -> None:
 
 
 def test_sign_replaces_a_signature_that_verify_then_accepts(worked: Path, tmp_path: Path) -> None:
-    assert run_script("keygen", "other", "--out", str(tmp_path)).returncode == 0
+    made = run_script("keygen", "other", "--out", str(tmp_path), "--json")
+    assert json.loads(made.stdout)["key_id"] == key_id(tmp_path / "other.pub")
     verify = ["verify", str(worked / "bundle"), "--trusted-keys", str(tmp_path)]
     before = run_script(*verify)
     assert before.returncode == 1
     assert "unknown key" in before.stderr
     assert invoke("sign", worked / "bundle", "--key", tmp_path / "other.key").exit_code == 0
     assert run_script(*verify).returncode == 0
-    assert invoke("sign", worked / "bundle", "--key", worked / "keys/release.key").exit_code == 0
+    signed = invoke("sign", worked / "bundle", "--key", worked / "keys/release.key", "--json")
+    assert json.loads(signed.stdout)["bundle"] == str(worked / "bundle")
 
 
 @pytest.mark.parametrize(

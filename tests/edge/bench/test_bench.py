@@ -19,8 +19,9 @@ from edge.bench.measure import BenchPlan, Subject, bench, model_named, served_by
 from edge.bench.measurements import Measurements
 from edge.bench.opened import model_in, reader, verified_bundle
 from edge.bench.table import MAX_COLUMNS
-from edge.config import AgentConfig, load_config
+from edge.config import AgentConfig
 from edge.config_options import flags_from_config
+from edge.config_sources import load_config
 from edge.errors import InferenceError, NoAgentError, UnknownModelError, UsageError
 from edge.http_client import address_from_url
 from edge.oip_client import get_json, infer_request, try_request
