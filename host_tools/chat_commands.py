@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     "precisions",
     multiple=True,
     type=click.Choice(["fp32", "fp16", "int8", "w8a8", "int4"]),
-    default=("fp32", "int8"),
-    show_default=True,
+    show_default="fp32 and int8; fp32 if traced",
     help="Of the weights; w8a8: of activations too. Repeatable: a device serves the fastest "
     "that fits.",
 )
@@ -62,6 +61,11 @@ if TYPE_CHECKING:
     "--force", is_flag=True, help="Write precisions that lose too much, or do not fit, as well."
 )
 @click.option(
+    "--trace",
+    is_flag=True,
+    help="Let torch trace what transformers runs, as for architectures that are not listed above.",
+)
+@click.option(
     "--compare/--no-compare",
     default=True,
     show_default=True,
@@ -78,11 +82,13 @@ def export_chat(
     """Export the chat model of a Hugging Face FOLDER, ready for `pack`.
 
     Families: Llama, Mistral, Qwen2, Qwen2.5, Qwen3. The weights are read piece by piece, so that
-    a model larger than memory can be exported.
+    a model larger than memory can be exported. Other causal language models (Gemma, Phi, GPT-2,
+    Mixtral ...) are traced, up to 1.5 billion parameters: they are served in fp32 on the CPU.
     """
-    from host_tools.chat.chat_export import ChatExportOptions
+    from host_tools.chat.chat_export import ChatExportOptions, usual_precisions
     from host_tools.chat.chat_export import export_chat as write
 
+    precisions = precisions or usual_precisions(folder, trace=options["trace"])
     record = write(ChatExportOptions(folder=folder, precisions=precisions, **options), say=say)
     if as_json:
         print_json(record)

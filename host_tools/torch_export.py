@@ -149,11 +149,11 @@ def _dynamo(
     )
     if program is None:
         raise RuntimeError("the exporter returned no program")
-    _free_interface_names(program.model.graph)
+    free_interface_names(program.model.graph)
     return program.model_proto
 
 
-def _free_interface_names(graph: Any) -> None:
+def free_interface_names(graph: Any) -> None:
     """Rename inner values that have the name of an input or output.
 
     torch 2.13 names inner values after operators ("embedding", "mul") and sets the names of

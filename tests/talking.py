@@ -30,3 +30,26 @@ def make_talking_folder(folder: Path, family: str = "llama", **changes: Any) -> 
     )
     model.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def answer_of_transformers(
+    folder: Path, messages: list[dict[str, str]], count: int
+) -> tuple[str, int]:
+    """Return the likeliest answer in at most count tokens, and the tokens of its prompt."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompt = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    made = model.generate(
+        input_ids=prompt["input_ids"],
+        attention_mask=prompt["attention_mask"],
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=model.config.eos_token_id,
+    )
+    length = prompt["input_ids"].shape[1]
+    return tokenizer.decode(made[0, length:], skip_special_tokens=True), length

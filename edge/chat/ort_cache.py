@@ -214,7 +214,7 @@ class ConcatCache:
         (past,) = start.tolist()
         self._bound = []
         for (name, updated), array in zip(self._names, self._arrays[first], strict=True):
-            old = np.ascontiguousarray(array[:, :, :past])
+            old = _first(array, past)
             new = np.empty((1, array.shape[1], past + count, array.shape[3]), array.dtype)
             self._bound.append((old, new))
             bind_input(binding, name, old)
@@ -236,6 +236,14 @@ class ConcatCache:
     def clear(self, lane: int) -> None:
         """Make a lane all zero."""
         self._arrays[lane] = [self._empty] * len(self._names)
+
+
+def _first(array: Array, length: int) -> Array:
+    """Return the first positions of [1, K, past, D] side by side, zero where there are none yet."""
+    missing = length - array.shape[2]
+    if missing <= 0:
+        return np.ascontiguousarray(array[:, :, :length])
+    return np.pad(array, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
 
 def bind_input(binding: Any, name: str, array: Array) -> None:

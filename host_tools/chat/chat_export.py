@@ -28,15 +28,17 @@ from edge.manifest import Precision
 from host_tools.chat.build_engines import source_sha256
 from host_tools.chat.calibrate import calibrate_chat
 from host_tools.chat.compare import compare_with_transformers
-from host_tools.chat.fitting import check_export
+from host_tools.chat.fitting import check_export, check_graph, known_device
 from host_tools.chat.layerwise import IntArray
-from host_tools.chat.llm_spec import llm_spec_from_folder
+from host_tools.chat.llm_spec import has_writer, llm_spec_from_folder
 from host_tools.chat.plan import Widths, widths_of
 from host_tools.chat.quality import LIMITS, WINDOW, measure_quality, quality_problems, token_windows
 from host_tools.chat.scaling import Calibration, Quantized
 from host_tools.chat.sizes import Head
 from host_tools.chat.talk_files import TalkFiles, talk_files_from_folder
+from host_tools.chat.traced import write_traced
 from host_tools.chat.writer import DEFAULT_CONTEXT, WriteOptions, write_decoder
+from host_tools.graph import Say
 
 RECORD_NAME = "chat.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -68,7 +70,8 @@ class ChatExportOptions:
     adapters: see `WriteOptions`. text: a file of plain text that the model should be good at; the
     quality of each precision is measured on its end. force: write what fails its limits too.
     compare: with transformers, which needs memory for the model in fp32. head: of int4.
-    target: a device that everything must fit, as far as anyone knows beforehand.
+    target: a device that everything must fit, as far as anyone knows beforehand. trace: trace the
+    module of transformers although there is a writer for it.
     """
 
     folder: Path
@@ -82,6 +85,7 @@ class ChatExportOptions:
     compare: bool = True
     head: Head = DEFAULT_HEAD
     target: str | None = None
+    trace: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +119,11 @@ class ChatExport:
     tools: dict[str, str]
 
 
-def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> ChatExport:
+# Writes the graphs into a folder, and says what the record holds of them.
+Write = Callable[[Path], tuple[Widths, list[ExportedVariant]]]
+
+
+def export_chat(options: ChatExportOptions, *, say: Say) -> ChatExport:
     """Write options.out, whole or not at all, and return its record.
 
     Raises UsageError, ExportError or ModelError for a folder that cannot be exported, ParityError
@@ -124,51 +132,13 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
     """
     talk = talk_files_from_folder(options.folder)
     golden = golden_prompts(talk)
-    spec = llm_spec_from_folder(options.folder)
-    context = min(spec.context, options.context or spec.context)
-    texts = None if options.text is None else _texts(options.text, talk, context)
-    if texts is None and "w8a8" in options.precisions:
-        raise UsageError("w8a8 needs --text, which the ranges of activations come from")
-    chosen = [precision for precision in PRECISIONS if precision in options.precisions]
-    if options.target is not None:
-        for precision in chosen:
-            check_export(
-                spec,
-                options.target,
-                precision,
-                form=options.form,
-                head=options.head,
-                context=options.context or min(spec.context, DEFAULT_CONTEXT),
-                force=options.force,
-                say=say,
-            )
+    is_traced = options.trace or not has_writer(options.folder)
+    write = _tracing(options, say) if is_traced else _writing(options, talk, say)
     with storage_errors("write", options.out), atomic_directory(options.out) as scratch:
         (scratch / TOKENIZER_NAME).write_bytes(talk.tokenizer)
         if talk.template is not None:
             (scratch / TEMPLATE_NAME).write_text(talk.template, encoding="utf-8")
-        variants = []
-        for precision in chosen:
-            write = WriteOptions(
-                form=options.form,
-                weights=precision,
-                context=options.context,
-                adapters=options.adapters,
-                head="int8" if (precision, options.head) == ("int4", "int8") else None,
-                calibration=None if texts is None else _calibration(options, precision, texts, say),
-            )
-            written = write_decoder(options.folder, scratch / f"{precision}.onnx", write, say=say)
-            say(f"{precision}: {written.weight_bytes / 1e6:,.1f} MB of weights")
-            quality = None
-            if texts is not None:
-                quality = _judged(options, precision, written.path, texts.held_out, say)
-            variants.append(
-                ExportedVariant(
-                    precision=precision,
-                    file=written.path.name,
-                    decoder=written.decoder,
-                    quality=quality,
-                )
-            )
+        widths, variants = write(scratch)
         if options.compare and options.adapters:
             say("not compared with transformers, which does not know the adapters")
         elif options.compare:
@@ -177,7 +147,7 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
             schema=SCHEMA,
             source=options.folder.resolve().name,
             source_sha256=source_sha256(options.folder, options.adapters),
-            widths=widths_of(spec),
+            widths=widths,
             has_template=talk.template is not None,
             tokens=talk.tokens,
             sampling=talk.sampling,
@@ -188,6 +158,11 @@ def export_chat(options: ChatExportOptions, *, say: Callable[[str], None]) -> Ch
         content = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1)
         (scratch / RECORD_NAME).write_bytes(content + b"\n")
     return record
+
+
+def usual_precisions(folder: Path, *, trace: bool) -> tuple[Precision, ...]:
+    """Return what to export where nobody says; a traced model has one precision."""
+    return ("fp32",) if trace or not has_writer(folder) else ("fp32", "int8")
 
 
 def read_export(folder: Path) -> ChatExport:
@@ -217,6 +192,97 @@ def golden_prompts(talk: TalkFiles) -> tuple[tuple[int, ...], ...]:
     if not prompts:
         raise UsageError("the tokenizer makes no tokens of English text; is it that of the model?")
     return tuple(prompts)
+
+
+def _writing(options: ChatExportOptions, talk: TalkFiles, say: Say) -> Write:
+    """Return what writes a graph for each precision, from the weights; raises what is known now."""
+    spec = llm_spec_from_folder(options.folder)
+    texts = None
+    if options.text is not None:
+        texts = _texts(options.text, talk, min(spec.context, options.context or spec.context))
+    elif "w8a8" in options.precisions:
+        raise UsageError("w8a8 needs --text, which the ranges of activations come from")
+    chosen = [precision for precision in PRECISIONS if precision in options.precisions]
+    if options.target is not None:
+        for precision in chosen:
+            check_export(
+                spec,
+                options.target,
+                precision,
+                form=options.form,
+                head=options.head,
+                context=options.context or min(spec.context, DEFAULT_CONTEXT),
+                force=options.force,
+                say=say,
+            )
+
+    def write(scratch: Path) -> tuple[Widths, list[ExportedVariant]]:
+        variants = [_variant(options, precision, texts, scratch, say) for precision in chosen]
+        return widths_of(spec), variants
+
+    return write
+
+
+def _variant(
+    options: ChatExportOptions,
+    precision: Precision,
+    texts: _Texts | None,
+    scratch: Path,
+    say: Say,
+) -> ExportedVariant:
+    write = WriteOptions(
+        form=options.form,
+        weights=precision,
+        context=options.context,
+        adapters=options.adapters,
+        head="int8" if (precision, options.head) == ("int4", "int8") else None,
+        calibration=None if texts is None else _calibration(options, precision, texts, say),
+    )
+    written = write_decoder(options.folder, scratch / f"{precision}.onnx", write, say=say)
+    say(f"{precision}: {written.weight_bytes / 1e6:,.1f} MB of weights")
+    quality = None
+    if texts is not None:
+        quality = _judged(options, precision, written.path, texts.held_out, say)
+    return ExportedVariant(
+        precision=precision, file=written.path.name, decoder=written.decoder, quality=quality
+    )
+
+
+def _tracing(options: ChatExportOptions, say: Say) -> Write:
+    """Return what writes the one graph that can be had of any architecture."""
+    if set(options.precisions) != {"fp32"}:
+        raise UsageError("a traced model has --precision fp32 alone")
+    if options.text is not None:
+        raise UsageError("a traced model is not quantized, so --text has nothing to judge")
+    if options.adapters:
+        raise UsageError(
+            "adapters of a traced model are not merged here; save what PEFT's merge_and_unload() "
+            "returns, and export that"
+        )
+    if options.target is not None:
+        known_device(options.target)
+
+    def write(scratch: Path) -> tuple[Widths, list[ExportedVariant]]:
+        say("torch traces what transformers runs: fp32, served by ONNX Runtime, without engines")
+        traced = write_traced(options.folder, scratch / "fp32.onnx", context=options.context)
+        written = traced.written
+        say(f"fp32: {written.weight_bytes / 1e6:,.1f} MB of weights")
+        if options.target is not None:
+            check_graph(
+                written.decoder,
+                traced.widths,
+                options.target,
+                "fp32",
+                weights=written.weight_bytes,
+                force=options.force,
+                say=say,
+            )
+        file = written.path.name
+        return traced.widths, [
+            ExportedVariant(precision="fp32", file=file, decoder=written.decoder)
+        ]
+
+    return write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +317,7 @@ def _calibration(
     options: ChatExportOptions,
     precision: Precision,
     texts: _Texts,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Calibration | None:
     """Return what the text says of a precision; None for those that need no text."""
     kind = next((kind for kind in CALIBRATED if kind == precision), None)
@@ -267,7 +333,7 @@ def _judged(
     precision: Precision,
     graph: Path,
     held_out: IntArray,
-    say: Callable[[str], None],
+    say: Say,
 ) -> ChatQuality:
     """Return the quality of a graph; raises GateError if it is not good enough."""
     quality = measure_quality(options.folder, graph, held_out, adapters=options.adapters)

@@ -10,7 +10,7 @@ from edge.chat.golden import golden_logits
 from edge.chat.ort_decoder import OrtDecoder
 from edge.chat.spec import GOLDEN_ROWS
 from edge.self_test import relative_error
-from host_tools.chat.llm_spec import llm_spec_from_folder
+from host_tools.chat.weights import Checkpoint
 from host_tools.errors import FOREIGN_ERRORS, ExportError, ParityError, root_cause
 
 # Of logits in fp32, ||ours - theirs|| / ||theirs||: sums in another order give about 1e-6.
@@ -26,7 +26,7 @@ def compare_with_transformers(
 
     Raises ParityError if it is not the same function, ExportError if theirs cannot be had.
     """
-    parameters = _parameters(folder)
+    parameters = Checkpoint.from_folder(folder).parameters
     if parameters > MAX_PARAMETERS:
         return (
             f"not compared with transformers: {parameters / 1e9:.1f} billion parameters in fp32 "
@@ -66,10 +66,3 @@ def _theirs(folder: Path, prompts: tuple[tuple[int, ...], ...]) -> list[np.ndarr
         return [
             model(torch.tensor([prompt])).logits[0, -GOLDEN_ROWS:].numpy() for prompt in prompts
         ]
-
-
-def _parameters(folder: Path) -> int:
-    spec = llm_spec_from_folder(folder)
-    attention = spec.hidden * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    layer = attention + 3 * spec.hidden * spec.intermediate
-    return spec.layers * layer + spec.vocabulary * spec.hidden * (1 if spec.tied else 2)

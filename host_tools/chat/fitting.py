@@ -59,12 +59,29 @@ def check_export(
     written = weight_bytes(
         spec, form=form, precision=precision, half=half, context=context, head=head
     )
+    decoder = decoder_of(spec, form, half=half, context=context)
+    check_graph(
+        decoder, widths_of(spec), target, precision, weights=written.file, force=force, say=say
+    )
+
+
+def check_graph(
+    decoder: DecoderSpec,
+    widths: Widths,
+    target: str,
+    precision: Precision,
+    *,
+    weights: int,
+    force: bool,
+    say: Say,
+) -> None:
+    """Raise GateError for a graph with so many bytes of weights that cannot run on a target."""
     _check(
         f"{precision} cannot run on {target}",
-        decoder_of(spec, form, half=half, context=context),
-        widths_of(spec),
+        decoder,
+        widths,
         known_device(target),
-        weights=written.file,
+        weights=weights,
         is_fixed=False,
         force=force,
         say=say,

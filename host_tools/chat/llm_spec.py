@@ -98,12 +98,7 @@ class LlmSpec:
 
 def llm_spec_from_folder(folder: Path) -> LlmSpec:
     """Return the spec; raises UsageError without a config.json, ExportError for what is in it."""
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"no config.json in {folder}; give the folder of a Hugging Face model")
-    config = _json_object(folder / "config.json")
-    generation = folder / "generation_config.json"
-    also = _json_object(generation) if generation.is_file() else {}
-    return llm_spec_from_config(config, also, where=str(folder / "config.json"))
+    return _spec(_fields_of(folder), _generation(folder))
 
 
 def llm_spec_from_config(
@@ -113,7 +108,10 @@ def llm_spec_from_config(
 
     Raises ExportError that names the field.
     """
-    fields = _Fields(config, where)
+    return _spec(_Fields(config, where), generation or {})
+
+
+def _spec(fields: _Fields, generation: dict[str, Any]) -> LlmSpec:
     family = _family(fields)
     for name, values in ONLY_VALUES.items():
         if fields.get(name, values[0]) not in values:
@@ -150,8 +148,23 @@ def llm_spec_from_config(
         output_bias=bias,
         mlp_bias=fields.flag("mlp_bias") if family == "llama" else False,
         qk_norm=family == "qwen3",
-        eos=_eos(fields, generation or {}, vocabulary),
+        eos=_eos(fields, generation, vocabulary),
     )
+
+
+def has_writer(folder: Path) -> bool:
+    """Return whether a folder's architecture is of a family here, whatever its other fields say.
+
+    Raises as `llm_spec_from_folder` unless it is one causal language model.
+    """
+    fields = _fields_of(folder)
+    name = _architecture(fields)
+    return name in ARCHITECTURES or not name.endswith("ForCausalLM")
+
+
+def ends_of_answers(folder: Path, vocabulary: int) -> tuple[int, ...]:
+    """Return the tokens that end an answer, of any architecture."""
+    return _eos(_fields_of(folder), _generation(folder), vocabulary)
 
 
 class _Fields:
@@ -209,16 +222,24 @@ class _Fields:
         raise ExportError(f"{self._where}: {name} is {self.get(name)!r}; {reason}")
 
 
-def _family(fields: _Fields) -> Family:
+def _architecture(fields: _Fields) -> str:
     architectures = fields.get("architectures", [])
-    known = ", ".join(ARCHITECTURES)
     if not isinstance(architectures, list) or len(architectures) != 1:
-        fields.refuse("architectures", f"it must hold one of {known}")
-    family = ARCHITECTURES.get(str(architectures[0]))
+        fields.refuse("architectures", f"it must hold one of {', '.join(ARCHITECTURES)}")
+    return str(architectures[0])
+
+
+def _family(fields: _Fields) -> Family:
+    architecture = _architecture(fields)
+    family = ARCHITECTURES.get(architecture)
     if family is None:
-        fields.refuse("architectures", f"the writer knows {known}")
+        fields.refuse(
+            "architectures",
+            f"the writer knows {', '.join(ARCHITECTURES)}; `edge-kit export-chat` traces other "
+            "causal language models, for the CPU",
+        )
     if fields.get("model_type", family) != family:
-        fields.refuse("model_type", f"{architectures[0]} is of type {family}")
+        fields.refuse("model_type", f"{architecture} is of type {family}")
     return family
 
 
@@ -302,6 +323,18 @@ def _eos(fields: _Fields, generation: dict[str, Any], vocabulary: int) -> tuple[
             fields.refuse("eos_token_id", f"tokens are 0..{vocabulary - 1}; generation: {value!r}")
         found.update(tokens)
     return tuple(sorted(found))
+
+
+def _fields_of(folder: Path) -> _Fields:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UsageError(f"no config.json in {folder}; give the folder of a Hugging Face model")
+    return _Fields(_json_object(path), str(path))
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return _json_object(path) if path.is_file() else {}
 
 
 def _json_object(path: Path) -> dict[str, Any]:

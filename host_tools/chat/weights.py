@@ -6,6 +6,7 @@ A file begins with the length of its header, eight bytes little-endian, then the
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -119,6 +120,11 @@ class Checkpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """All tensors."""
         return {name: place.shape for name, place in self._places.items()}
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the tensors hold together."""
+        return sum(math.prod(place.shape) for place in self._places.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """See Weights."""

@@ -7,7 +7,6 @@ needs memory for its largest matrix, not for itself.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import shutil
 import tempfile
@@ -195,8 +194,7 @@ def _put(scratch: Path, out: Path) -> None:
 
 
 def _words(spec: LlmSpec, checkpoint: Checkpoint) -> str:
-    count = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     return (
-        f"{spec.family}: {count / 1e6:,.0f} M parameters, {spec.layers} layers, "
+        f"{spec.family}: {checkpoint.parameters / 1e6:,.0f} M parameters, {spec.layers} layers, "
         f"{spec.heads} heads over {spec.kv_heads}, vocabulary {spec.vocabulary:,}"
     )

@@ -89,6 +89,13 @@ class DecoderContract:
         self.assert_same(run(decoder, 0, tokens[70:], 70), expected)
         self.assert_same(run(decoder, 2, tokens[70:], 70), expected)
 
+    def test_a_step_may_begin_behind_what_was_run(self, open_decoder: Open) -> None:
+        """As when its speed with a full cache is measured."""
+        decoder = open_decoder()
+        run(decoder, 0, text(10))
+        assert np.isfinite(run(decoder, 0, text(3), 40)).all()
+        assert np.isfinite(run(decoder, 1, text(3), 40)).all()
+
     def test_swapped_lanes_go_on_like_each_other(self, open_decoder: Open) -> None:
         tokens, other = text(90), text(50, seed=1)
         decoder = open_decoder()

@@ -26,7 +26,7 @@ from host_tools.errors import ExportError, ParityError
 from host_tools.keys import generate_keys
 from host_tools.pack import PackRequest, pack
 from tests.agents import running_agent
-from tests.talking import make_talking_folder
+from tests.talking import answer_of_transformers, make_talking_folder
 
 MESSAGES = [{"role": "user", "content": "The cat sat on the mat. What did the dog do?"}]
 COUNT = 24
@@ -75,19 +75,7 @@ def agent(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ag
 
 
 def test_greedy_answers_over_http_are_those_of_transformers(agent: Agent, folder: Path) -> None:
-    import torch
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompt = tokenizer.apply_chat_template(
-        MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    made = model.generate(
-        **prompt, max_new_tokens=COUNT, do_sample=False, pad_token_id=model.config.eos_token_id
-    )
-    length = prompt["input_ids"].shape[1]
-    expected = tokenizer.decode(made[0, length:], skip_special_tokens=True)
+    expected, length = answer_of_transformers(folder, MESSAGES, COUNT)
     body = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": COUNT}
     answer = httpx.post(f"{agent.url}/v1/chat/completions", json=body, timeout=60).json()
     assert answer["choices"][0]["message"]["content"] == expected
