@@ -91,6 +91,47 @@ def test_what_an_h100_said_under_load_is_read_as_nvidia_smi_printed_it() -> None
     )
 
 
+def test_what_an_h200_said_under_load_is_read_as_nvidia_smi_printed_it() -> None:
+    """Recorded by tests/gpu/nvml_record.py, driver 580; nvidia-smi: 883 MiB, 46 %, 537.03 W."""
+    said = {
+        ("Name",): "NVIDIA H200",
+        ("MemoryInfo", FakeNvml.nvmlMemory_v2): SimpleNamespace(
+            total=150754820096, reserved=644939776, free=149184184320, used=925696000
+        ),
+        ("UtilizationRates",): SimpleNamespace(gpu=46, memory=12),
+        ("CurrentClocksThrottleReasons",): 4,
+        ("ComputeRunningProcesses",): [process(os.getpid(), 916455424)],
+        ("ClockInfo", 0): 1680,
+        ("MaxClockInfo", 0): 1980,
+        ("ClockInfo", 2): 3201,
+        ("Temperature", 0): 54,
+        ("TemperatureThreshold", 1): 89,
+        ("PowerUsage",): 537035,
+        ("EnforcedPowerLimit",): 700000,
+        ("TotalEnergyConsumption",): 14261567,
+    }
+    (read,) = NvmlProbe(FakeNvml(said)).read().gpus
+    assert read == GpuSample(
+        name="H200",
+        memory="device",
+        memory_used_bytes=925_696_000,
+        memory_total_bytes=150_754_820_096,
+        own_memory_bytes=916_455_424,
+        utilization_percent=46.0,
+        memory_utilization_percent=12.0,
+        clock_hz=1_680_000_000,
+        clock_max_hz=1_980_000_000,
+        memory_clock_hz=3_201_000_000,
+        temperature_celsius=54.0,
+        temperature_limit_celsius=89.0,
+        power_watts=537.035,
+        power_limit_watts=700.0,
+        energy_joules=14261.567,
+        throttle_reasons=("power-cap",),
+    )
+    assert round(read.memory_used_bytes / 2**20) == 883
+
+
 def test_a_machine_without_the_library_has_no_gpus_and_no_failure() -> None:
     nvml = FakeNvml(RTX_4060, init_error=FakeNvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     assert NvmlProbe(nvml).read() == Sample()
