@@ -145,7 +145,8 @@ def build_engine() -> None:
     metavar="PATH",
     help="The edge-agent to start, as seen from that root. [default: this one]",
 )
-def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print groups, warnings and files as JSON.")
+def install_unit(*, yes: bool, root: str, executable: str | None, as_json: bool) -> None:
     """Print or install the systemd unit, with the groups that own this machine's GPU.
 
     The units of the gate and of the updater are installed beside it; whoever wants them enables
@@ -169,16 +170,22 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
     unit = unit_for_machine(PurePosixPath(executable), needs=needs, root=Path(root))
     for warning in unit.warnings:
         say(f"warning: {warning}")
+    folder = Path(root) / UNIT_FOLDER
+    states: dict[str, str] = {}  # of a file: what was done
+    if yes:
+        states[str(folder / UNIT_NAME)] = "installed" if install(unit, Path(root)) else "unchanged"
+        for name in FURTHER_UNITS:
+            is_new = install_text(further_unit(name, PurePosixPath(executable)), name, Path(root))
+            states[str(folder / name)] = "installed" if is_new else "unchanged"
+    if as_json:
+        facts = {"groups": unit.groups, "warnings": unit.warnings, "files": states}
+        print_json(facts if yes else {**facts, "unit": unit.text})
+        return
     if not yes:
         click.echo(unit.text, nl=False)
         return
-    changed = {UNIT_NAME: install(unit, Path(root))}
-    for name in FURTHER_UNITS:
-        text = further_unit(name, PurePosixPath(executable))
-        changed[name] = install_text(text, name, Path(root))
-    for name, is_new in changed.items():
-        place = Path(root) / UNIT_FOLDER / name
-        click.echo(f"{'installed' if is_new else 'unchanged'}: {place}")
+    for place, state in states.items():
+        click.echo(f"{state}: {place}")
     say(
         f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME} {GATE_UNIT}\n"
         f"then: systemctl status {UNIT_NAME}\n"

@@ -44,6 +44,8 @@ class RequestEnergy:
         if joules is None:
             self._serving.joules_per_request = None
             return
+        if last is not None and last.joules == joules and self._readings:
+            return  # the counter has not been asked anew
         self._readings.append(_Reading(at_s=now, joules=joules, answered=answered))
         while now - self._readings[0].at_s > WINDOW_S and len(self._readings) > 1:
             self._readings.popleft()

@@ -31,7 +31,13 @@ def _training(command: _Command) -> _Command:
                 required=True,
                 help="Samples that the accuracy is measured on, after every epoch.",
             ),
-            click.option("--epochs", type=click.IntRange(1, 1000), default=10, show_default=True),
+            click.option(
+                "--epochs",
+                type=click.IntRange(1, 1000),
+                default=10,
+                show_default=True,
+                help="Passes over the training samples.",
+            ),
             click.option(
                 "--batch",
                 type=click.IntRange(2, 4096),

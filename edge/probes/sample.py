@@ -26,8 +26,8 @@ class GpuSample:
 
     memory: "unified" is the machine's own, which CPU and GPU share. own_memory_bytes: of this
     process and its children. energy_joules, pcie_received_bytes, pcie_sent_bytes: since the driver
-    was loaded. throttle_reasons: what holds the clocks down now. temperature_limit_celsius: where
-    the GPU begins to slow itself down.
+    was loaded, energy as of some seconds ago. throttle_reasons: what holds the clocks down now.
+    temperature_limit_celsius: where the GPU begins to slow itself down.
     """
 
     name: str | None = None

@@ -154,6 +154,19 @@ def test_joules_per_request_are_those_of_the_last_minute():
     assert report_from_serving(serving, now=1.0).joules_per_request == serving.joules_per_request
 
 
+def test_joules_per_request_are_exact_with_a_counter_that_is_read_now_and_then():
+    serving, clock = make_serving(), FakeClock()
+    energy = RequestEnergy(serving, clock=clock)
+    outcomes = serving.metrics.for_model("affine")
+    for second in range(64):
+        energy.take(Sample(gpus=(GpuSample(energy_joules=30.0 * (second // 5 * 5)),)))
+        if second >= 5:
+            assert serving.joules_per_request == pytest.approx(10.0)
+        for _ in range(3):
+            outcomes.record_answer(queue_s=0, compute_s=0, total_s=0)
+        clock.advance(1)
+
+
 def test_joules_per_request_are_unknown_without_power_or_requests():
     serving, clock = make_serving(), FakeClock()
     energy = RequestEnergy(serving, clock=clock)

@@ -181,6 +181,11 @@ def test_install_unit_prints_by_default_and_writes_with_yes(tmp_path):
     assert first.stdout.startswith(f"installed: {path}\n")
     assert second.stdout == first.stdout.replace("installed: ", "unchanged: ")
     assert "systemctl daemon-reload" in first.stderr
+    report = json.loads(run(*arguments, "--yes", "--json").stdout)
+    assert report["files"][str(path)] == "unchanged"
+    assert len(report["files"]) == 4
+    planned = json.loads(run(*arguments, "--json").stdout)
+    assert (planned["unit"], planned["files"]) == (printed.stdout, {})
 
 
 def test_the_unit_starts_the_installed_executable_by_default():

@@ -8,7 +8,9 @@ is printed are the largest differences: memory in percent, utilization in points
 
 from __future__ import annotations
 
+import ctypes
 import json
+import statistics
 import subprocess
 import sys
 import threading
@@ -77,10 +79,43 @@ def recorded() -> dict[str, Any]:
 
 def plain(answer: Any) -> Any:
     """Return an answer as JSON can hold it."""
-    if isinstance(answer, list):
+    if isinstance(answer, list | ctypes.Array):
         return [plain(one) for one in answer]
-    fields = [name for name, _ in getattr(answer, "_fields_", ())]
-    return {name: getattr(answer, name) for name in fields} if fields else answer
+    if isinstance(answer, ctypes.Structure):
+        return {field[0]: plain(getattr(answer, field[0])) for field in answer._fields_}
+    if isinstance(answer, ctypes.Union):
+        return bytes(answer).hex()
+    return getattr(answer, "__dict__", answer)
+
+
+def costs() -> dict[str, float]:
+    """Return the milliseconds of processor time of each function that the probe asks, medians."""
+    import pynvml
+
+    spent: dict[str, list[float]] = {}
+
+    class Timed:
+        def __getattr__(self, name: str) -> Any:
+            value = getattr(pynvml, name)
+            if not callable(value) or not name.startswith("nvml"):
+                return value
+
+            def call(*arguments: Any) -> Any:
+                began = time.thread_time()
+                try:
+                    return value(*arguments)
+                finally:
+                    key = " ".join([name, *(str(one) for one in arguments[1:])])
+                    spent.setdefault(key, []).append(time.thread_time() - began)
+
+            return call
+
+    probe = NvmlProbe(Timed())
+    for _ in range(ROUNDS):
+        probe.read()
+    probe.close()
+    medians = {name: 1e3 * statistics.median(times) for name, times in spent.items()}
+    return dict(sorted(medians.items(), key=lambda item: -item[1]))
 
 
 def main(out: Path) -> None:
@@ -89,13 +124,13 @@ def main(out: Path) -> None:
     thread = threading.Thread(target=load, args=(begun, stop), daemon=True)
     thread.start()
     assert begun.wait(120.0)
-    probe, memory, use, costs = NvmlProbe(), [], [], []
+    probe, memory, use, spent = NvmlProbe(), [], [], []
     for _ in range(ROUNDS):
         time.sleep(1.0)
         theirs = smi()
         began = time.thread_time()
         (ours, *_) = probe.read().gpus
-        costs.append(time.thread_time() - began)
+        spent.append(time.thread_time() - began)
         assert ours.memory_used_bytes is not None
         assert ours.utilization_percent is not None
         used = theirs["memory.used"] * 2**20
@@ -103,7 +138,8 @@ def main(out: Path) -> None:
         use.append(abs(ours.utilization_percent - theirs["utilization.gpu"]))
     print(f"memory differs by at most {max(memory):.2f} %, utilization by {max(use):.0f} points")
     print(f"differences in points: {use}")
-    print(f"one reading takes {1e3 * sorted(costs)[len(costs) // 2]:.2f} ms of processor time")
+    print(f"one reading takes {1e3 * statistics.median(spent):.2f} ms of processor time")
+    print("milliseconds of each call:", json.dumps(costs(), indent=1))
     print("probe:", probe.read())
     print("nvidia-smi:", smi())
     out.write_text(json.dumps(recorded(), indent=1, default=str) + "\n")

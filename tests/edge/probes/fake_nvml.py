@@ -38,6 +38,7 @@ class FakeNvml:
         self.init_error = init_error
         self.lost = False
         self.opened = self.closed = 0
+        self.asked: list[str] = []
 
     def nvmlInit(self) -> None:  # noqa: N802
         if self.init_error is not None:
@@ -58,6 +59,7 @@ class FakeNvml:
             raise AttributeError(function)
 
         def call(handle: Mapping[Any, Any], *arguments: Any) -> Any:
+            self.asked.append(function)
             if self.lost:
                 raise NVMLError(self.NVML_ERROR_GPU_IS_LOST)
             key = (function.removeprefix("nvmlDeviceGet"), *arguments)

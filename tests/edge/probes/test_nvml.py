@@ -153,6 +153,18 @@ def test_a_gpu_that_is_lost_is_a_failure_and_the_next_reading_opens_anew() -> No
     assert nvml.closed == 2
 
 
+def test_what_is_dear_to_ask_is_asked_rarely() -> None:
+    gpu = dict(RTX_4060)
+    probe = NvmlProbe(nvml := FakeNvml(gpu))
+    energies = []
+    for reading in range(6):
+        gpu["TotalEnergyConsumption",] = 1_000 * reading
+        energies.append(probe.read().gpus[0].energy_joules)
+    assert energies == [0.0, 0.0, 0.0, 0.0, 0.0, 5.0]
+    assert nvml.asked.count("nvmlDeviceGetMaxClockInfo") == 1
+    assert nvml.asked.count("nvmlDeviceGetClockInfo") == 12
+
+
 def test_two_gpus_are_told_apart() -> None:
     cooler = {**RTX_4060, ("Temperature", 0): 40}
     read = NvmlProbe(FakeNvml(RTX_4060, cooler)).read()
