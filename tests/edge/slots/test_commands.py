@@ -145,6 +145,16 @@ def test_what_was_rolled_back_is_not_installed_again_unless_asked(device: Device
     assert device.json("install", "new", "--stage-only", "--again")["result"] == "staged"
 
 
+@pytest.mark.parametrize("words", [("--dry-run", "--json"), ("--json",)])
+def test_a_reason_that_is_no_utf8_is_kept_as_far_as_it_is(
+    device: Device, words: tuple[str, ...]
+) -> None:
+    device.commit("old")
+    device.begin_trial("new")
+    told = device.json("rollback", "--reason", "\udcff slow", *words[:-1])
+    assert told["reason"] == "? slow"
+
+
 def test_a_rollback_by_hand_goes_to_the_previous_bundle_once(device: Device) -> None:
     device.commit("old")
     device.commit("new")
