@@ -85,7 +85,7 @@ def keygen(name: str, out: Path, as_json: bool) -> None:
     "version",
     default="1",
     show_default=True,
-    help="Any short text; for people.",
+    help="A short text, for people.",
 )
 @click.option(
     "--model-version",
@@ -143,7 +143,7 @@ def pack(
     "version",
     default="1",
     show_default=True,
-    help="Any short text; for people.",
+    help="A short text, for people.",
 )
 @click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
 @click.option(

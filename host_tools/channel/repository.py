@@ -159,8 +159,7 @@ def next_change(
 ) -> Change:
     """Return the change that lists other targets and another channel.json."""
     writes: dict[str, Content] = {}
-    document = bytes_from_channel(channel)
-    _check_size(CHANNEL_TARGET, document, MAX_CHANNEL_BYTES)
+    document = readable_document(channel)
     entries = {
         p: t for p, t in repository.targets.signed.targets.items() if p not in wanted.removed
     }
@@ -175,6 +174,23 @@ def next_change(
     writes |= renewed(repository, signers, now, targets=targets)
     unused = tuple(name for name in _unused(repository, targets) if name not in writes)
     return Change(writes=writes, removes=unused)
+
+
+def readable_document(channel: Channel) -> bytes:
+    """Return the bytes of channel.json, read as a device will before anybody signs them.
+
+    Raises UsageError if no device could: with its signature such a document would be there to stay.
+    """
+    try:
+        document = bytes_from_channel(channel)
+        _check_size(CHANNEL_TARGET, document, MAX_CHANNEL_BYTES)
+        channel_from_bytes(document)
+    except (ChannelError, UnicodeEncodeError) as error:
+        raise UsageError(
+            f"no device could read the channel any more ({error}), so nothing is signed; give "
+            "other words"
+        ) from error
+    return document
 
 
 def renewed(

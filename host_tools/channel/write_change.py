@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,9 +58,12 @@ def make_change(
     user: str,
     dry_run: bool = False,
 ) -> Done:
-    """Plan a change with the private keys in folders, and carry it out while nobody else does."""
+    """Plan a change with the private keys in folders, and carry it out while nobody else does.
+
+    A dry run takes no lock: it leaves no file.
+    """
     read_repository(folder)  # says what is wrong before anything is locked
-    with changing(folder):
+    with contextlib.nullcontext() if dry_run else changing(folder):
         done = plan(read_repository(folder), signers_in(keys))
         return carry_out(folder, done, now=now, user=user, dry_run=dry_run)
 
