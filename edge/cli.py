@@ -153,6 +153,7 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
     """
     from edge.unit import (
         FURTHER_UNITS,
+        GATE_TIMER,
         GATE_UNIT,
         UNIT_FOLDER,
         UNIT_NAME,
@@ -180,7 +181,8 @@ def install_unit(*, yes: bool, root: str, executable: str | None) -> None:
         place = Path(root) / UNIT_FOLDER / name
         click.echo(f"{'installed' if is_new else 'unchanged'}: {place}")
     say(
-        f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME} {GATE_UNIT}\n"
+        f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME} {GATE_UNIT} "
+        f"{GATE_TIMER}\n"
         f"then: systemctl status {UNIT_NAME}\n"
         "updates: write /etc/edge/update.json, then systemctl enable --now edge-update.timer"
     )

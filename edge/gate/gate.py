@@ -1,7 +1,7 @@
 """The gate: switches to the bundle on trial, asks it, watches it, and keeps it or goes back.
 
 It speaks to the agent over HTTP alone, so that an agent that hangs, or never comes, fails as well.
-Whoever is killed here leaves a trial: `Gate.finish` goes on with it, at the next boot too.
+Whoever is killed here leaves a trial: `Gate.finish` goes on with it, see edge-gate.timer.
 """
 
 from __future__ import annotations
@@ -74,10 +74,14 @@ class Gate:
             baseline = self._measure_before(coming)
             if baseline is not None:
                 write_baseline(self._store.root, baseline)
-        self._store.begin_trial()
-        report = self.finish()
-        assert report is not None  # noqa: S101 - a trial has begun
-        return report
+        try:
+            self._store.begin_trial()
+        except SlotsError:
+            if coming is None or self._store.state.coming is not None:
+                raise
+        assert coming is not None  # noqa: S101 - of nothing no trial begins
+        # Somebody may have rolled back while it was measured, or right after the switch.
+        return self.finish() or self._ended(_cancelled(coming))
 
     def finish(self) -> GateReport | None:
         """Judge the trial that is under way; None if there is none."""
@@ -299,6 +303,12 @@ class Gate:
 
     def _say(self, line: str) -> None:
         self._judge.say(line)
+
+
+def _cancelled(coming: SlotBundle) -> GateReport:
+    return GateReport(
+        bundle=coming.id, verdict="cancelled", reason="", checks=(), seconds=0.0, serves=None
+    )
 
 
 def _replay_for(store: Store, judge: Judge) -> Replay | None:

@@ -20,6 +20,7 @@ from edge.gate.gate import Gate, Judge
 from edge.gate.questions import Answers
 from edge.gate.report import GateReport
 from edge.http_client import AgentClient
+from edge.slots.state import SlotsState
 from edge.slots.store import Store
 from tests.edge.gate.test_hostile_agents import LIMITS, FakeAgent, Time, agent, said
 from tests.edge.slots.slot_bundles import Packed, packed, stage
@@ -139,6 +140,35 @@ def test_a_bundle_that_was_slow_once_is_kept(scene: Scene, agent: FakeAgent) -> 
 
     agent.answers = warming
     assert scene.judge().passed
+
+
+@pytest.mark.parametrize("when", ["it is measured", "the trial begins"])
+def test_a_rollback_by_hand_before_the_trial_is_told_as_such(
+    scene: Scene, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def roll_back() -> None:
+        Store.seen(scene.store.root).roll_back("changed my mind")
+
+    if when == "it is measured":
+
+        def answer() -> tuple[int, bytes]:
+            if scene.store.state.candidate is not None:
+                roll_back()
+            return 200, golden_answer(scene.served)
+
+        agent.answers = answer
+    else:
+        begin_trial = scene.store.begin_trial
+
+        def begin_and_end() -> SlotsState:
+            begin_trial()
+            roll_back()
+            return scene.store.state
+
+        monkeypatch.setattr(scene.store, "begin_trial", begin_and_end)
+    report = scene.judge()
+    assert (report.verdict, report.serves) == ("cancelled", scene.old.id)
+    assert report.reason == "the trial was ended by a rollback: changed my mind"
 
 
 def test_damage_in_the_bundle_in_service_keeps_no_good_one_out(scene: Scene) -> None:
