@@ -30,7 +30,7 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     ("probation_s", "Seconds for which the trial is watched."),
     ("p95_factor", "Largest p95 latency, as a factor of the bundle before."),
     ("memory_factor", "Most memory, as a factor of the bundle before."),
-    ("recorded_factor", "The same, of what the manifest recorded, without a bundle before."),
+    ("recorded_factor", "Most of both, as a factor of what the manifest recorded."),
     ("error_share", "Share of requests that may fail."),
 )
 

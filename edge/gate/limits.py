@@ -13,9 +13,9 @@ class Limits:
     and says so. ask_s: for one whole answer. back_s: until the old bundle serves again.
     probation_s: for how long it is watched. rounds: how often each golden case is asked.
     p95_factor, memory_factor: against the bundle before, measured on this device by the same
-    questions. recorded_factor: against what the manifest recorded, on another machine perhaps,
-    where there is no bundle before. error_share: of requests that may fail. replay_tolerance:
-    relative error of outputs against the bundle before.
+    questions. recorded_factor: against what the manifest recorded, on another machine perhaps, so
+    that it is wide; it keeps what each release may lose from adding up. error_share: of requests
+    that may fail. replay_tolerance: relative error of outputs against the bundle before.
     """
 
     ready_s: float = 300.0

@@ -91,7 +91,7 @@ def test_p95_is_held_against_the_bundle_before(
 ) -> None:
     before = {"affine": answers(p95_ms=before_ms)}
     now = [answers(p95_ms=now_ms)]
-    (check,) = checks.latency_checks(before, now, measured(0.001), VARIANTS, LIMITS)
+    (check,) = checks.latency_checks(before, now, measured(100.0), VARIANTS, LIMITS)
     assert check.passed is passed
     assert SLACK_MS == 2.0
 
@@ -103,6 +103,31 @@ def test_without_a_bundle_before_p95_is_held_against_the_manifest(
     now = [answers(p95_ms=now_ms)]
     (check,) = checks.latency_checks({}, now, measured(4.0), VARIANTS, LIMITS)
     assert (check.passed, "4.00 recorded" in check.limit) == (passed, True)
+
+
+def releases_until_refused(recorded_ms: float | None, *, first_ms: float, growth: float) -> int:
+    """How many releases in a row pass, each slower than the one before by the same factor."""
+    manifest = MANIFEST if recorded_ms is None else measured(recorded_ms)
+    before, now_ms = {"affine": answers(p95_ms=first_ms)}, first_ms
+    for release in range(50):
+        now_ms *= growth
+        now = answers(p95_ms=now_ms)
+        (check,) = checks.latency_checks(before, [now], manifest, VARIANTS, LIMITS)
+        if not check.passed:
+            return release
+        before = {"affine": now}
+    return 50
+
+
+def test_releases_that_get_slower_little_by_little_are_stopped_by_the_manifest() -> None:
+    # 5 ms * 1.4 ** n is within 10 x 4 ms for n up to 6.
+    assert releases_until_refused(4.0, first_ms=5.0, growth=1.4) == 6
+    assert releases_until_refused(None, first_ms=5.0, growth=1.4) == 50
+
+
+def test_a_device_that_was_beyond_the_figures_before_is_held_against_itself_alone() -> None:
+    assert releases_until_refused(4.0, first_ms=41.0, growth=1.4) == 50
+    assert releases_until_refused(4.0, first_ms=41.0, growth=1.6) == 0
 
 
 def test_a_new_model_that_nobody_measured_has_nothing_to_be_held_against() -> None:
@@ -135,6 +160,19 @@ def test_without_a_bundle_before_memory_is_held_against_the_manifest() -> None:
     for peak, passed in ((most, True), (most + 1, False)):
         assert checks.memory_check(None, peak, manifest, VARIANTS, LIMITS).passed is passed
     assert checks.memory_check(None, 1 << 50, MANIFEST, VARIANTS, LIMITS).passed
+
+
+def test_memory_that_grows_little_by_little_is_stopped_by_the_manifest() -> None:
+    (model,) = MANIFEST.models
+    variants = tuple(replace(v, memory_bytes=100 << 20) for v in model.variants)
+    manifest = replace(MANIFEST, models=(replace(model, variants=variants),))
+    most = 10 * (100 << 20) + 4 * SLACK_BYTES
+    for before, peak, passed in (
+        (most - 1, most, True),
+        (most - 1, most + 1, False),
+        (most + 1, most + 2, True),
+    ):
+        assert checks.memory_check(before, peak, manifest, VARIANTS, LIMITS).passed is passed
 
 
 def probation(first: Seen, last: Seen, *interruptions: str) -> dict[str, bool]:
