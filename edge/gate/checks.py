@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from edge.capture.answers import Closeness
 from edge.capture.replay_report import Report as ReplayReport
-from edge.gate.limits import FEW_ERRORS, SLACK_BYTES, SLACK_MS, Limits
+from edge.gate.limits import FEW_ERRORS, FEW_RECLASSIFIED, SLACK_BYTES, SLACK_MS, Limits
 from edge.gate.questions import Answers
 from edge.gate.report import Check
 from edge.gate.seen import Seen
@@ -145,16 +146,27 @@ def probation_checks(
     )
 
 
-def replay_checks(report: ReplayReport, limits: Limits) -> Iterator[Check]:
+def replay_checks(
+    report: ReplayReport, limits: Limits, closeness: Mapping[str, Closeness]
+) -> Iterator[Check]:
     """Yield whether recorded requests are answered as by the bundle before, and as fast."""
     problems = [*report.problems, *report.statuses]
+    tolerances = ", ".join(f"{c.tolerance:.2g} ({name})" for name, c in closeness.items())
     yield Check(
         name="replay answers",
         passed=report.is_same,
-        measured=f"{len(report.differing)} of {report.requests} requests differ",
-        limit=f"none, beyond a relative error of {limits.replay_tolerance:g}",
+        measured=f"{report.different} of {report.requests} requests differ",
+        limit=f"none, beyond a relative error of {tolerances or limits.replay_tolerance}",
         reason="" if report.is_same else "; ".join(problems[:3]),
     )
+    if any(close.scores is not None for close in closeness.values()):
+        most = max(FEW_RECLASSIFIED, int(limits.reclassified_share * report.compared))
+        yield Check(
+            name="replay classes",
+            passed=report.reclassified <= most,
+            measured=f"{report.reclassified} of {report.compared} requests have another best class",
+            limit=f"{most} ({100 * limits.reclassified_share:g} %)",
+        )
     then = report.latency[0].p95_ms
     now = report.latency[-1].p95_ms
     allowed = math.inf if then is None else max(limits.p95_factor * then, then + SLACK_MS)

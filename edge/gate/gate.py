@@ -7,7 +7,7 @@ Whoever is killed here leaves a trial: `Gate.finish` goes on with it, see edge-g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from edge.errors import EdgeError, SlotsError
 from edge.files import read_capped
 from edge.gate import checks
 from edge.gate.baseline import Baseline, read_baseline, write_baseline
+from edge.gate.closeness import Answering, closeness_by_model
 from edge.gate.limits import Limits
-from edge.gate.questions import Answers, ask_bundle
+from edge.gate.questions import Answers, ask_bundle, golden_reader
 from edge.gate.replaying import Replay
 from edge.gate.report import Check, GateReport, Verdict, reason_of
 from edge.gate.seen import Seen, looked
@@ -63,6 +64,7 @@ class Gate:
         self._store = store
         self._judge = judge
         self._replay = _replay_for(store, judge)
+        self._variants_before: dict[str, str] | None = None  # by model, of what was replayed
 
     def try_staged(self) -> GateReport:
         """Measure the bundle in service, switch to the staged one, and judge it.
@@ -152,6 +154,7 @@ class Gate:
             answers = tuple(one for one in asked if one.problem is None)
             if self._replay is not None:
                 self._replay.before()
+                self._variants_before = {model.name: model.variant for model in seen.models}
             after = looked(client)
         memory = max((s.memory_bytes or 0 for s in (seen, after) if isinstance(s, Seen)), default=0)
         return Baseline(
@@ -222,7 +225,27 @@ class Gate:
             memory = None if baseline is None else baseline.memory_bytes
             found.append(checks.memory_check(memory, peak, manifest, variants, limits))
         if self._replay is not None:
-            found += checks.replay_checks(self._replay.now(limits.replay_tolerance), limits)
+            most, now = limits.replay_tolerance, self._answering(slot, manifest, variants)
+            try:
+                close = closeness_by_model(now, self._answered_before(), most=most)
+            except EdgeError as error:  # damage there must not keep a good bundle out
+                self._say(f"what the bundle before promised cannot be read: {error}")
+                close = closeness_by_model(now, None, most=most)
+            found += checks.replay_checks(self._replay.now(close, most=most), limits, close)
+
+    def _answering(
+        self, slot: SlotName, manifest: Manifest, variants: Mapping[str, str]
+    ) -> Answering:
+        folder = Layout(self._store.root).slot(slot)
+        return Answering(manifest=manifest, variants=variants, read=golden_reader(folder, manifest))
+
+    def _answered_before(self) -> Answering | None:
+        state = self._store.state
+        slot, before = state.committed, self._variants_before
+        bundle = None if slot is None else state.bundle(slot)
+        if slot is None or bundle is None or before is None:
+            return None
+        return self._answering(slot, self._manifest(slot, bundle), before)
 
     def _await_ready(
         self, client: AgentClient, trial: SlotBundle

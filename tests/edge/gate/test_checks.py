@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge.capture.answers import Closeness
 from edge.capture.replay_report import Latency, Report
 from edge.gate import checks
 from edge.gate.limits import SLACK_BYTES, SLACK_MS, Limits
@@ -212,24 +213,41 @@ def test_errors_since_the_switch_are_a_burst_beyond_their_share(
     assert found["no error burst"] is passed
 
 
-def replayed(*, is_same: bool, now_ms: float | None) -> dict[str, bool]:
+NUMBERS = {"affine": Closeness(tolerance=0.1)}
+CLASSES = {"affine": Closeness(tolerance=0.1, scores="y")}
+
+
+def replayed(
+    *, different: int = 0, reclassified: int = 0, compared: int = 3, now_ms: float | None = 9.0,
+    closeness: dict[str, Closeness] = NUMBERS,
+) -> dict[str, bool]:  # fmt: skip
     latencies = [(name, ms) for name, ms in (("recorded", 10.0), ("now", 9.0), ("against", now_ms))]
     report = Report(
-        is_same=is_same, requests=3, compared=3, not_compared=0, outputs=(), statuses={},
-        problems={}, differing=() if is_same else (2,),
+        is_same=not different, requests=compared, compared=compared, not_compared=0, outputs=(),
+        statuses={}, problems={}, differing=tuple(range(different))[:10], different=different,
+        reclassified=reclassified,
         latency=tuple(Latency(who=w, p50_ms=ms, p95_ms=ms, p99_ms=ms) for w, ms in latencies),
     )  # fmt: skip
-    return {check.name: check.passed for check in checks.replay_checks(report, LIMITS)}
+    found = checks.replay_checks(report, LIMITS, closeness)
+    return {check.name: check.passed for check in found}
 
 
 def test_a_replay_must_be_answered_alike_and_as_fast() -> None:
-    assert replayed(is_same=True, now_ms=15.0) == {
-        "replay answers": True,
-        "replay p95 latency": True,
-    }
-    assert not replayed(is_same=False, now_ms=9.0)["replay answers"]
-    assert not replayed(is_same=True, now_ms=15.1)["replay p95 latency"]
-    assert not replayed(is_same=True, now_ms=None)["replay p95 latency"]
+    assert replayed(now_ms=15.0) == {"replay answers": True, "replay p95 latency": True}
+    assert not replayed(different=1)["replay answers"]
+    assert not replayed(now_ms=15.1)["replay p95 latency"]
+    assert not replayed(now_ms=None)["replay p95 latency"]
+
+
+@pytest.mark.parametrize(
+    ("reclassified", "compared", "passed"),
+    [(1, 3, True), (2, 3, False), (20, 1000, True), (21, 1000, False)],
+)
+def test_two_bundles_within_the_accuracy_gate_may_part_on_a_fiftieth(
+    reclassified: int, compared: int, passed: bool
+) -> None:
+    found = replayed(reclassified=reclassified, compared=compared, closeness=CLASSES)
+    assert (found["replay answers"], found["replay classes"]) == (True, passed)
 
 
 def test_the_reason_names_what_failed_and_nothing_else() -> None:
