@@ -25,15 +25,46 @@ def backend_checks(seen: Seen) -> Iterator[Check]:
             limit="what the bundle promises",
             reason=model.degradation or ("" if model.ready else "it is not ready"),
         )
-        known = [g.own_memory_bytes for g in seen.machine.gpus if g.own_memory_bytes is not None]
-        if model.means in GPU_MEANS and known:
-            yield Check(
-                name=f"{model.name} GPU",
-                passed=sum(known) > 0,
-                measured=f"{_megabytes(sum(known))} on the GPU",
-                limit="more than nothing",
-                reason="" if sum(known) else "it says that it runs on the GPU and holds no memory",
-            )
+
+
+def needs_load(seen: Seen) -> bool:
+    """Whether the load of the GPU is needed to tell that it is used."""
+    return seen.gpu_memory_bytes is None and any(m.means in GPU_MEANS for m in seen.models)
+
+
+def gpu_checks(seen: Seen, load_percent: float | None) -> Iterator[Check]:
+    """Yield a check per model that says it runs on the GPU: does anything else say so.
+
+    load_percent: the most that was seen while the models were asked; None if it cannot be told, or
+    was not needed. What the agent holds on its GPUs decides where that is told by process. Else an
+    idle GPU convicts ONNX Runtime, which goes on with the CPU; an engine has no other place to
+    run, and short runs can be missed.
+    """
+    for model in seen.models:
+        if model.means not in GPU_MEANS:
+            continue
+        held, reason, limit = seen.gpu_memory_bytes, "", "more than nothing"
+        is_engine = model.means != "ort-cuda" and bool(model.memory_bytes)
+        if held is not None:
+            measured = f"{_megabytes(held)} on the GPU"
+            reason = "" if held else "it says that it runs on the GPU and holds no memory"
+        elif load_percent:
+            measured = f"a GPU at {load_percent:g} % while it was asked"
+        elif is_engine:
+            measured = f"an engine that holds {_megabytes(model.memory_bytes or 0)}"
+        elif load_percent is not None:
+            measured = "GPUs at 0 % while it was asked"
+            reason = "it says that it runs on the GPU, which did nothing while it was asked"
+        else:
+            measured = "cannot be told: the device tells neither memory by process nor load"
+            limit = "none"
+        yield Check(
+            name=f"{model.name} GPU",
+            passed=not reason,
+            measured=measured,
+            limit=limit,
+            reason=reason,
+        )
 
 
 def answer_checks(answers: Sequence[Answers]) -> Iterator[Check]:

@@ -6,6 +6,7 @@ Whoever is killed here leaves a trial: `Gate.finish` goes on with it, see edge-g
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -33,6 +34,9 @@ from edge.slots.store import Store
 KEPT_REQUESTS = "requests.capture"
 LOOK_S = 1.0
 _SAID_EVERY_S = 30.0
+# For how long a GPU may seem idle while it is asked, and how long nobody asks in between.
+LOAD_S = 5.0
+PAUSE_S = 0.001
 
 
 class _Cancelled(Exception):  # noqa: N818 - no error: somebody rolled back
@@ -208,6 +212,8 @@ class Gate:
                 )
                 return
             found += checks.answer_checks(answers)
+            load = self._gpu_load(client, trial, slot, seen)
+            found += checks.gpu_checks(seen, load)
             if not all(check.passed for check in found):
                 return
             self._say(f"its answers are right; watching it for {limits.probation_s:g} s")
@@ -277,6 +283,25 @@ class Gate:
                 self._say(f"waiting for the agent: {state}")
                 said = now
             self._judge.sleep(LOOK_S)
+
+    def _gpu_load(
+        self, client: AgentClient, trial: SlotBundle, slot: SlotName, seen: Seen
+    ) -> float | None:
+        """Return the most load of a GPU while the trial is asked, where that is needed."""
+        loads, began = [seen.gpu_load_percent], self._judge.clock()
+        if not checks.needs_load(seen) or loads[0] is None:
+            return loads[0]
+        few = replace(self._judge.limits, rounds=1)
+        # The agent reads its probes once a second.
+        while not any(loads) and self._judge.clock() - began < LOAD_S:
+            asked_at = self._judge.clock()
+            while self._judge.clock() - asked_at < LOOK_S:
+                with contextlib.suppress(EdgeError):  # its answers are judged already
+                    self._answers(client, slot, trial, seen, few)
+                self._judge.sleep(PAUSE_S)
+            now = looked(client)
+            loads.append(now.gpu_load_percent if isinstance(now, Seen) else None)
+        return max(load for load in loads if load is not None)
 
     def _watch(
         self, client: AgentClient, trial: SlotBundle, first: Seen, found: list[Check]

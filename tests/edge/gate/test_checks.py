@@ -56,12 +56,37 @@ def test_a_model_on_the_cpu_that_was_packed_for_a_gpu_fails() -> None:
 
 @pytest.mark.parametrize(("held", "passed"), [(0, False), (1, True)])
 def test_a_model_that_says_gpu_and_holds_no_memory_there_fails(held: int, passed: bool) -> None:
-    backend, gpu = checks.backend_checks(seen(means="engine", gpu=held))
-    assert (backend.passed, gpu.passed) == (True, passed)
+    found = seen(means="engine", gpu=held)
+    (gpu,) = checks.gpu_checks(found, 50.0)
+    assert (gpu.passed, checks.needs_load(found)) == (passed, False)
 
 
-def test_a_gpu_whose_memory_nobody_can_tell_is_believed() -> None:
-    assert [c.passed for c in checks.backend_checks(seen(means="engine"))] == [True]
+@pytest.mark.parametrize(
+    ("model", "load", "passed", "measured"),
+    [
+        ({"means": "ort-cuda"}, 3.0, True, "a GPU at 3 %"),
+        ({"means": "ort-cuda"}, 0.0, False, "GPUs at 0 %"),
+        ({"means": "ort-cuda", "memory_bytes": 1 << 20}, 0.0, False, "GPUs at 0 %"),
+        ({"means": "engine", "memory_bytes": 1 << 20}, 3.0, True, "a GPU at 3 %"),
+        ({"means": "engine", "memory_bytes": 1 << 20}, 0.0, True, "an engine that holds 1 MB"),
+        ({"means": "engine", "memory_bytes": 1 << 20}, None, True, "an engine that holds 1 MB"),
+        ({"means": "engine"}, 0.0, False, "GPUs at 0 %"),
+        ({"means": "engine"}, None, True, "cannot be told"),
+        ({"means": "ort-cuda"}, None, True, "cannot be told"),
+    ],
+)
+def test_where_memory_is_not_told_by_process_other_signs_of_the_gpu_count(
+    model: dict[str, Any], load: float | None, passed: bool, measured: str
+) -> None:
+    found = seen(**model)
+    (gpu,) = checks.gpu_checks(found, load)
+    assert (gpu.passed, checks.needs_load(found)) == (passed, True)
+    assert gpu.measured.startswith(measured)
+
+
+def test_a_model_on_the_cpu_is_not_asked_for_its_gpu() -> None:
+    assert list(checks.gpu_checks(seen(gpu=1), 50.0)) == []
+    assert not checks.needs_load(seen())
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,32 @@ def test_memory_that_grows_in_the_probation_goes_back(
     assert_old_is_back(scene, scene.judge(), {"peak memory"})
 
 
+@pytest.mark.parametrize(("busy", "verdict"), [(False, "rolled-back"), (True, "committed")])
+def test_onnx_runtime_that_leaves_its_gpu_idle_while_it_is_asked_goes_back(
+    scene: Scene, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, busy: bool, verdict: str
+) -> None:
+    """A device that tells no memory by process, as a Jetson: its load decides, seen in time."""
+    monkeypatch.setattr("edge.gate.gate.PAUSE_S", 0.25)
+    asked: list[float] = []
+
+    def answer() -> tuple[int, bytes]:
+        asked.append(scene.time.now)
+        return 200, golden_answer(scene.served)
+
+    def tell() -> dict[str, Any]:
+        # What is read once a second misses what was asked before.
+        is_seen = busy and scene.is_on_trial and len(set(asked)) > 1
+        gpus = [{"utilization_percent": 7.5 if is_seen else 0.0}]
+        models = [{**MODEL, "means": "ort-cuda", "requests": {}}]
+        return scene.telemetry(models=models, machine={"rss_bytes": 1, "gpus": gpus})
+
+    agent.says, agent.answers = tell, answer
+    report = scene.judge()
+    (gpu,) = (check for check in report.checks if check.name == "affine GPU")
+    assert (report.verdict, gpu.passed) == (verdict, busy)
+    assert gpu.measured == f"{'a GPU at 7.5' if busy else 'GPUs at 0'} % while it was asked"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
