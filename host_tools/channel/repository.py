@@ -3,7 +3,8 @@
     metadata/N.root.json N.targets.json N.snapshot.json timestamp.json
     targets/...                          what `edge.update.channel` names, with digests in the names
     metadata/next.root.json              of a change of keys that was interrupted; nobody fetches it
-    audit.jsonl                          who changed what, for people; devices never read it
+    audit.jsonl                          who changed what, each line with the digest of the one
+                                         before; for its owner, devices never read it
 
 A change writes files that nothing names yet, then replaces timestamp.json: until then, and if it
 never comes to that, a reader sees the repository as it was.
