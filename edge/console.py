@@ -75,7 +75,7 @@ def outliving_the_terminal() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if before is None else before)
 
 
 def say(line: str) -> None:
