@@ -16,7 +16,6 @@ from tuf.ngclient import Updater
 
 from edge.errors import ChannelError, EdgeError, StorageError, TrustError, UsageError
 from edge.update.channel import METADATA_FOLDER, Offer
-from host_tools.channel import write_change
 from host_tools.channel.operations import published, redocumented
 from host_tools.channel.repository import (
     LOCK_NAME,
@@ -28,8 +27,7 @@ from host_tools.channel.repository import (
 )
 from host_tools.channel.rotation import Rotation, rotated
 from host_tools.channel.signing import public_key, signers_in
-from host_tools.cli import cli as edge_kit
-from tests.channel.sites import Site, run
+from tests.channel.sites import Site
 from tests.edge.update.file_server import serving
 
 NOW = datetime.now(tz=timezone.utc)
@@ -271,44 +269,6 @@ def test_a_dry_run_of_every_verb_changes_nothing(site: Site, tmp_path: Path) -> 
     assert made.code == 0
     assert tree(tmp_path) == before
     assert not list(tmp_path.rglob(LOCK_NAME))
-
-
-def test_every_change_leaves_a_line_that_says_who_did_what(site: Site) -> None:
-    site.release("1")
-    site.change("promote", "1", "--to", "beta", "--allow-downgrade", "ghosts", "--by", "kim")
-    lines = [json.loads(line) for line in (site.channel / "audit.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines] == ["init", "publish", "promote", "promote"]
-    override = lines[-1]["facts"]["override"]
-    assert (override["by"], override["reason"]) == ("kim", "ghosts")
-
-
-def test_the_lines_of_a_channels_log_are_chained_and_no_change_follows_an_altered_one(
-    site: Site,
-) -> None:
-    site.release("1")
-    path = site.channel / "audit.jsonl"
-    checked = run(edge_kit, "fleet", "audit", "--state", site.channel, "--json")
-    assert [entry["event"] for entry in checked.said] == ["init", "publish", "promote"]
-    assert path.stat().st_mode & 0o077 == 0  # a web server of another account does not tell it
-    path.write_bytes(path.read_bytes().replace(b'"publish"', b'"revokes"'))
-    before = tree(site.channel)
-    ran = site.run("refresh", site.channel, "--keys", site.keys)
-    assert ran.error is not None
-    assert ran.error.code == "audit"
-    assert tree(site.channel) == before
-
-
-def test_a_change_that_was_stopped_has_its_line_too(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(*_: object) -> None:
-        raise StoppedError
-
-    monkeypatch.setattr(write_change, "write", stopped)
-    with pytest.raises(StoppedError):
-        site.run("refresh", site.channel, "--keys", site.keys)
-    lines = (site.channel / "audit.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines] == ["init", "refresh"]
 
 
 def test_a_file_of_the_right_size_that_was_damaged_is_published_again(
