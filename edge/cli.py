@@ -154,6 +154,7 @@ def install_unit(*, yes: bool, root: str, executable: str | None, as_json: bool)
     """
     from edge.unit import (
         FURTHER_UNITS,
+        GATE_TIMER,
         GATE_UNIT,
         UNIT_FOLDER,
         UNIT_NAME,
@@ -187,7 +188,8 @@ def install_unit(*, yes: bool, root: str, executable: str | None, as_json: bool)
     for place, state in states.items():
         click.echo(f"{state}: {place}")
     say(
-        f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME} {GATE_UNIT}\n"
+        f"next: systemctl daemon-reload && systemctl enable --now {UNIT_NAME} {GATE_UNIT} "
+        f"{GATE_TIMER}\n"
         f"then: systemctl status {UNIT_NAME}\n"
         "updates: write /etc/edge/update.json, then systemctl enable --now edge-update.timer"
     )

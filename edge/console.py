@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -67,9 +68,20 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=1))
 
 
+@contextlib.contextmanager
+def outliving_the_terminal() -> Iterator[None]:
+    """Go on when the terminal or the SSH session goes away: what is under way must be ended."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if before is None else before)
+
+
 def say(line: str) -> None:
-    """Print a line on standard error, for people."""
-    click.echo(line, err=True)
+    """Print a line on standard error, for people; that nobody reads it any more is no error."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def one_line(text: str) -> str:

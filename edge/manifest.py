@@ -25,6 +25,7 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_ARTIFACTS = 4096
 # Tensors of a chat model's golden cases.
 TOKENS, LOGITS = "tokens", "logits"
+MAX_VERSION_CHARACTERS = 200  # of a bundle; slots, channels and reports repeat it
 MAX_COUNT = 2**63 - 1  # of bytes in a file, or values along an axis
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -255,6 +256,15 @@ class Manifest:
 def is_plain_name(name: str) -> bool:
     """Whether a bundle or model may be called so: letters, digits, dot, dash, underscore."""
     return _NAME.fullmatch(name) is not None
+
+
+def problem_with_version(version: str) -> str | None:
+    """Return what a bundle's version "is" or "has" that it must not; else it is any text."""
+    if not version:
+        return "is empty"
+    if len(version) > MAX_VERSION_CHARACTERS:
+        return f"has {len(version)} characters, and {MAX_VERSION_CHARACTERS} are the most"
+    return None if version.isprintable() else "has a character that cannot be printed"
 
 
 def bytes_from_manifest(manifest: Manifest) -> bytes:

@@ -31,6 +31,7 @@ from edge.manifest import (
     Model,
     bytes_from_manifest,
     is_plain_name,
+    problem_with_version,
 )
 
 SMALLEST_LAYERED = 3  # files: what it is, its weights, and a graph
@@ -76,7 +77,8 @@ def _require(condition: bool, problem: str) -> None:
 
 def _check_references(manifest: Manifest) -> None:
     _require(is_plain_name(manifest.name), f"bundle name {manifest.name!r} is not plain")
-    _require(manifest.version != "", "the bundle version is empty")
+    problem = problem_with_version(manifest.version)
+    _require(problem is None, f"the bundle version {problem}")
     _require(len(manifest.artifacts) <= MAX_ARTIFACTS, f"more than {MAX_ARTIFACTS} artifacts")
     _require(len(manifest.models) > 0, "no model")
     paths = {artifact.path for artifact in manifest.artifacts}

@@ -25,8 +25,9 @@ UNIT_FOLDER = "etc/systemd/system"
 UNIT_PATH = f"{UNIT_FOLDER}/{UNIT_NAME}"
 # Installed beside it; nothing of them runs before it is enabled.
 GATE_UNIT = "edge-gate.service"
+GATE_TIMER = "edge-gate.timer"
 UPDATE_UNITS = ("edge-update.service", "edge-update.timer")
-FURTHER_UNITS = (GATE_UNIT, *UPDATE_UNITS)
+FURTHER_UNITS = (GATE_UNIT, GATE_TIMER, *UPDATE_UNITS)
 _SHIPPED_EXECUTABLE = "/usr/bin/env edge-agent"
 GPU_GROUPS = ("video", "render")
 DEVICE_GLOBS = (

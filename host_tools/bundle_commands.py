@@ -81,7 +81,11 @@ def keygen(name: str, out: Path, as_json: bool) -> None:
 )
 @click.option("--name", required=True, help="Name of the bundle and of the model in it.")
 @click.option(
-    "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."
+    "--bundle-version",
+    "version",
+    default="1",
+    show_default=True,
+    help="A short text, for people.",
 )
 @click.option(
     "--model-version",
@@ -135,7 +139,11 @@ def pack(
 @click.option("--out", type=FOLDER, required=True, help="Bundle folder; must not exist.")
 @click.option("--name", required=True, help="Name of the new bundle; models keep theirs.")
 @click.option(
-    "--bundle-version", "version", default="1", show_default=True, help="Any text; for people."
+    "--bundle-version",
+    "version",
+    default="1",
+    show_default=True,
+    help="A short text, for people.",
 )
 @click.option("--key", type=FILE, help="Private key; without it the bundle stays unsigned.")
 @click.option(

@@ -16,10 +16,10 @@ from edge.manifest import (
     Manifest,
     Model,
     bytes_from_manifest,
-    is_plain_name,
 )
 from edge.trust import TrustedKey, public_key_from_private, trusted_keys_in
 from host_tools.keys import read_private_key, sign_bundle
+from host_tools.naming import check_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +79,7 @@ class _Origin:
 
 
 def _check(request: CombineRequest) -> None:
-    if not is_plain_name(request.name):
-        raise UsageError(f"--name {request.name!r}: use letters, digits, '.', '-' and '_' only")
-    if not request.version:
-        raise UsageError("--bundle-version is empty; give any text, such as 1 or 2026-11")
+    check_names(request.name, request.version)
     if request.trusted_keys is None and not request.allow_unsigned:
         raise UsageError(
             "give --trusted-keys, a folder of the .pub files that may have signed the bundles; "

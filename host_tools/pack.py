@@ -66,6 +66,7 @@ from host_tools.memory_probe import (
     peak_memory_bytes,
     values_from_feeds,
 )
+from host_tools.naming import check_names
 from host_tools.pack_engines import engine_variants, reduced_runs
 from host_tools.pack_processing import use_of_model
 from host_tools.progress import progress_bar
@@ -123,10 +124,7 @@ def pack(request: PackRequest, *, say: Callable[[str], None]) -> Packed:
     Raises UsageError for missing files, GraphError if the int8 model was not calibrated from the
     fp32 model given, StorageError if the folder cannot be written or exists.
     """
-    if not is_plain_name(request.name):
-        raise UsageError(f"--name {request.name!r}: use letters, digits, '.', '-' and '_' only")
-    if not request.version:
-        raise UsageError("--bundle-version is empty; give any text, such as 1 or 2026-11")
+    check_names(request.name, request.version)
     if not is_plain_name(request.model_version):
         raise UsageError(
             f"--model-version {request.model_version!r}: use letters, digits, '.', '-' and '_' only"

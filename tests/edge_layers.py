@@ -216,6 +216,7 @@ EDGE_LAYERS = (
         "chat.trt_lanes",
         "drift.watch",
         "gate.baseline",
+        "gate.closeness",
         "gate.checks",
         "gate.replaying",
         "replicas",

@@ -40,6 +40,27 @@ def test_architecture_names_only_modules_that_exist() -> None:
     assert [name for name in sorted(named) if not (REPOSITORY / name).is_file()] == []
 
 
+def test_the_attacks_of_the_trust_document_are_played_by_tests_that_exist() -> None:
+    text = (REPOSITORY / "docs/trust.md").read_text(encoding="utf-8")
+    folders = (REPOSITORY / "tests/channel", REPOSITORY / "tests/edge/update")
+    there = {
+        name
+        for folder in folders
+        for path in folder.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
+    }
+    named = re.findall(r"`(test_\w+)`", text)
+    assert [name for name in named if name not in there] == []
+    # TUF specification 1.0.31, "Goals to protect against specific attacks", and one more.
+    attacks = (
+        "arbitrary installation", "endless data", "extraneous dependencies", "fast-forward",
+        "indefinite freeze", "malicious mirror", "mix-and-match", "rollback", "key compromise",
+        "wrong software installation", "slow retrieval",
+    )  # fmt: skip
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if "`test_" in line}
+    assert [attack for attack in attacks if attack not in rows] == []
+
+
 def test_make_targets_named_in_documents_exist() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
     for document in ("README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "CHANGELOG.md"):

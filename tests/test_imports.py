@@ -49,6 +49,7 @@ ENTERED_BY = {
         "agent",
         "cli",
         "gate.checks",
+        "gate.closeness",
         "gate.replaying",
         "openapi",
         "openapi_operations",

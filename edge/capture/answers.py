@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,8 +17,21 @@ from edge.oip_client import outputs_from_answer
 from edge.self_test import relative_error
 
 WHOLE = "(whole answer)"
+BEST_CLASS = "(best class)"
 # Who answered is no part of the answer: another bundle is what one compares with.
 _NOT_COMPARED = {"model_name", "model_version", "id"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closeness:
+    """When two answers of one model are alike.
+
+    tolerance: relative error of each output. scores: the output of a classifier, of which the best
+    class of every row counts instead.
+    """
+
+    tolerance: float
+    scores: str | None = None
 
 
 def errors_between(
@@ -25,8 +39,12 @@ def errors_between(
     reference: tuple[Mapping[str, str], bytes],
     *,
     max_bytes: int,
+    scores: str | None = None,
 ) -> dict[str, float]:
     """Return the relative error of every output, by `self_test.relative_error`.
+
+    scores: see `Closeness`; in place of that output, or of a document that names classes, stands
+    BEST_CLASS, whose error is 0 or infinite.
 
     got, reference: headers (lower case) and body of two answers with status 200. An output that
     only one of them has, or in another shape or type, or whose texts differ, has an infinite error.
@@ -42,7 +60,17 @@ def errors_between(
         ours, theirs = (_outputs(*answer, max_bytes=max_bytes) for answer in (got, reference))
     except EdgeError:
         return {WHOLE: math.inf}
-    return {name: _error(ours.get(name), theirs.get(name)) for name in {**theirs, **ours}}
+    errors = {}
+    for name in {**theirs, **ours}:
+        got_one, reference_one = ours.get(name), theirs.get(name)
+        is_same = None
+        if scores is not None and name in {scores, WHOLE}:
+            is_same = _has_same_classes(got_one, reference_one)
+        if is_same is None:
+            errors[name] = _error(got_one, reference_one)
+        else:
+            errors[BEST_CLASS] = 0.0 if is_same else math.inf
+    return errors
 
 
 def _error(got: object, reference: object) -> float:
@@ -61,6 +89,28 @@ def _error(got: object, reference: object) -> float:
     return 0.0 if is_same else math.inf
 
 
+def _has_same_classes(got: object, reference: object) -> bool | None:
+    """Return whether the best class of every row is the same; None if one has no such rows."""
+    arrays = [a for a in (got, reference) if isinstance(a, np.ndarray)]
+    if len({array.shape for array in arrays}) > 1:
+        return None
+    ours, theirs = _best_classes(got), _best_classes(reference)
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return None
+    return ours == theirs
+
+
+def _best_classes(answer: object) -> list[object] | None:
+    """Return the best class of each row: of scores, or of what /predict says of a classifier."""
+    if isinstance(answer, _Document):
+        return answer.best
+    if not isinstance(answer, np.ndarray) or answer.dtype.kind != "f" or answer.ndim != 2:
+        return None
+    if answer.size == 0 or not np.isfinite(answer).all():
+        return None
+    return list(answer.argmax(axis=1).tolist())
+
+
 def _form(headers: Mapping[str, str]) -> tuple[str | None, ...]:
     return tuple(headers.get(name) for name in ("content-encoding", JSON_LENGTH_HEADER.lower()))
 
@@ -70,6 +120,7 @@ class _Document:
 
     def __init__(self, value: object) -> None:
         self.numbers: list[float] = []
+        self.best = _best_labels(value)
         self.rest = self._take(value)
 
     def _take(self, value: object) -> object:
@@ -94,3 +145,12 @@ def _outputs(headers: Mapping[str, str], body: bytes, *, max_bytes: int) -> dict
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError(f"the answer cannot be read: {error}") from error
     return {WHOLE: _Document({k: v for k, v in document.items() if k not in _NOT_COMPARED})}
+
+
+def _best_labels(document: object) -> list[object] | None:
+    if not isinstance(document, dict):
+        return None
+    try:
+        return [row[0]["label"] for row in document["predictions"]]
+    except (KeyError, IndexError, TypeError):
+        return None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edge.capture.answers import errors_between
+from edge.capture.answers import BEST_CLASS, Closeness, errors_between
 from edge.capture.capture_file import Exchange
 from edge.capture.replay import Sent
 from edge.http_client import MAX_ANSWER_BYTES, Received
+from edge.routes import Route
 
 _QUANTILES = (0.50, 0.95, 0.99)
 _NAMED = 10  # requests that differ, by number
@@ -44,7 +45,8 @@ class Report:
 
     statuses: "200 -> 429" and how often. problems: requests without an answer, by reason.
     not_compared: redacted requests, whose recorded answers are not kept. differing: requests by
-    number, the first of them.
+    number, the first of them; different: how many there are. reclassified: requests of which the
+    best class alone is another, where that was asked for; they do not count as different.
     """
 
     is_same: bool
@@ -56,6 +58,8 @@ class Report:
     problems: dict[str, int]
     differing: tuple[int, ...]
     latency: tuple[Latency, ...]
+    different: int = 0
+    reclassified: int = 0
 
 
 def report_from_replay(
@@ -64,12 +68,16 @@ def report_from_replay(
     *,
     tolerance: float,
     against: Sequence[Sent] | None = None,
+    closeness: Mapping[str, Closeness] | None = None,
 ) -> Report:
     """Compare what was sent with what was recorded, or with what the second agent answered.
 
-    tolerance: the largest relative error of an output that is not beyond it.
+    tolerance: the largest relative error of an output that is not beyond it. closeness: by model,
+    instead of tolerance.
     """
     errors: dict[str, list[float]] = {}
+    allowed: dict[str, float] = {}
+    reclassified = 0
     statuses: Counter[str] = Counter()
     problems: Counter[str] = Counter()
     differing: list[int] = []
@@ -94,14 +102,20 @@ def report_from_replay(
             not_compared += 1
         elif now == 200:
             compared += 1
+            close = (closeness or {}).get(_asked(exchange), Closeness(tolerance=tolerance))
             found = errors_between(
                 (got.answer.headers, got.answer.body),
                 (reference.headers, reference.body),
                 max_bytes=MAX_ANSWER_BYTES,
+                scores=close.scores,
             )
             for name, error in found.items():
                 errors.setdefault(f"{_model(exchange)} {name}", []).append(error)
-            if not all(error <= tolerance for error in found.values()):
+                allowed[f"{_model(exchange)} {name}"] = close.tolerance
+            beyond = {name for name, error in found.items() if not error <= close.tolerance}
+            if beyond == {BEST_CLASS}:
+                reclassified += 1
+            elif beyond:
                 differing.append(index + 1)
     recorded_s = [e.latency_s for e in exchanges if e.status == 200]
     latency = [_latency("recorded", recorded_s), _latency("now", _answered(sent))]
@@ -112,11 +126,13 @@ def report_from_replay(
         requests=len(exchanges),
         compared=compared,
         not_compared=not_compared,
-        outputs=tuple(_row(name, values, tolerance) for name, values in sorted(errors.items())),
+        outputs=tuple(_row(name, errors[name], allowed[name]) for name in sorted(errors)),
         statuses=dict(statuses),
         problems=dict(problems),
         differing=tuple(differing[:_NAMED]),
         latency=tuple(latency),
+        different=len(differing),
+        reclassified=reclassified,
     )
 
 
@@ -174,6 +190,12 @@ def _row(name: str, errors: Sequence[float], tolerance: float) -> OutputErrors:
 
 def _model(exchange: Exchange) -> str:
     return exchange.path.removeprefix("/v2/models/").removesuffix("/").removesuffix("/infer")
+
+
+def _asked(exchange: Exchange) -> str:
+    """Return the model that was asked; empty where the body names it."""
+    route = Route.of(exchange.path)
+    return "" if route is None else route.name or ""
 
 
 def _short(text: str, columns: int) -> str:

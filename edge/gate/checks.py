@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from edge.capture.answers import Closeness
 from edge.capture.replay_report import Report as ReplayReport
-from edge.gate.limits import FEW_ERRORS, SLACK_BYTES, SLACK_MS, Limits
+from edge.gate.limits import FEW_ERRORS, FEW_RECLASSIFIED, SLACK_BYTES, SLACK_MS, Limits
 from edge.gate.questions import Answers
 from edge.gate.report import Check
 from edge.gate.seen import Seen
@@ -24,15 +25,46 @@ def backend_checks(seen: Seen) -> Iterator[Check]:
             limit="what the bundle promises",
             reason=model.degradation or ("" if model.ready else "it is not ready"),
         )
-        known = [g.own_memory_bytes for g in seen.machine.gpus if g.own_memory_bytes is not None]
-        if model.means in GPU_MEANS and known:
-            yield Check(
-                name=f"{model.name} GPU",
-                passed=sum(known) > 0,
-                measured=f"{_megabytes(sum(known))} on the GPU",
-                limit="more than nothing",
-                reason="" if sum(known) else "it says that it runs on the GPU and holds no memory",
-            )
+
+
+def needs_load(seen: Seen) -> bool:
+    """Whether the load of the GPU is needed to tell that it is used."""
+    return seen.gpu_memory_bytes is None and any(m.means in GPU_MEANS for m in seen.models)
+
+
+def gpu_checks(seen: Seen, load_percent: float | None) -> Iterator[Check]:
+    """Yield a check per model that says it runs on the GPU: does anything else say so.
+
+    load_percent: the most that was seen while the models were asked; None if it cannot be told, or
+    was not needed. What the agent holds on its GPUs decides where that is told by process. Else an
+    idle GPU convicts ONNX Runtime, which goes on with the CPU; an engine has no other place to
+    run, and short runs can be missed.
+    """
+    for model in seen.models:
+        if model.means not in GPU_MEANS:
+            continue
+        held, reason, limit = seen.gpu_memory_bytes, "", "more than nothing"
+        is_engine = model.means != "ort-cuda" and bool(model.memory_bytes)
+        if held is not None:
+            measured = f"{_megabytes(held)} on the GPU"
+            reason = "" if held else "it says that it runs on the GPU and holds no memory"
+        elif load_percent:
+            measured = f"a GPU at {load_percent:g} % while it was asked"
+        elif is_engine:
+            measured = f"an engine that holds {_megabytes(model.memory_bytes or 0)}"
+        elif load_percent is not None:
+            measured = "GPUs at 0 % while it was asked"
+            reason = "it says that it runs on the GPU, which did nothing while it was asked"
+        else:
+            measured = "cannot be told: the device tells neither memory by process nor load"
+            limit = "none"
+        yield Check(
+            name=f"{model.name} GPU",
+            passed=not reason,
+            measured=measured,
+            limit=limit,
+            reason=reason,
+        )
 
 
 def answer_checks(answers: Sequence[Answers]) -> Iterator[Check]:
@@ -58,25 +90,31 @@ def latency_checks(
     variants: Mapping[str, str],
     limits: Limits,
 ) -> Iterator[Check]:
-    """Yield a check per model: p95 against the bundle before, else against what was recorded."""
+    """Yield a check per model: p95 against the bundle before, and against what was recorded.
+
+    Small losses of many releases pass the first and add up; the second does not move with them. It
+    counts where the bundle before kept to it, or there is none: a device on which that one did not
+    is none that the figures speak of.
+    """
     for one in now:
         then = before.get(one.model)
-        recorded, factor = _recorded_ms(manifest, one.model, variants.get(one.model)), None
-        if then is not None and math.isfinite(then.p95_ms):
-            allowed = max(limits.p95_factor * then.p95_ms, then.p95_ms + SLACK_MS)
-            limit = f"{allowed:.2f} ms ({limits.p95_factor:g} x {then.p95_ms:.2f} before)"
-            factor = _factor(one.p95_ms, then.p95_ms)
-        elif recorded is not None:
-            allowed = max(limits.recorded_factor * recorded, recorded + SLACK_MS)
-            limit = f"{allowed:.2f} ms ({limits.recorded_factor:g} x {recorded:.2f} recorded)"
-        else:
-            allowed, limit = math.inf, "nothing to compare with"
+        then_ms = then.p95_ms if then is not None and math.isfinite(then.p95_ms) else None
+        recorded = _recorded_ms(manifest, one.model, variants.get(one.model))
+        allowed, limit = math.inf, "nothing to compare with"
+        if then_ms is not None:
+            allowed = max(limits.p95_factor * then_ms, then_ms + SLACK_MS)
+            limit = f"{allowed:.2f} ms ({limits.p95_factor:g} x {then_ms:.2f} before)"
+        if recorded is not None:
+            most = max(limits.recorded_factor * recorded, recorded + SLACK_MS)
+            if most < allowed and (then_ms is None or then_ms <= most):
+                allowed = most
+                limit = f"{allowed:.2f} ms ({limits.recorded_factor:g} x {recorded:.2f} recorded)"
         yield Check(
             name=f"{one.model} p95 latency",
             passed=one.p95_ms <= allowed,
             measured=f"{one.p95_ms:.2f} ms",
             limit=limit,
-            factor=factor,
+            factor=None if then_ms is None else _factor(one.p95_ms, then_ms),
         )
 
 
@@ -87,20 +125,21 @@ def memory_check(
     variants: Mapping[str, str],
     limits: Limits,
 ) -> Check:
-    """Return whether the agent's memory is in proportion: to before, else to what was recorded.
+    """Return whether the agent's memory is in proportion: to before, and to what was recorded.
 
-    peak: the most that was seen while it was on trial; None is "cannot tell", which passes.
+    Both count as in `latency_checks`. peak: the most that was seen while it was on trial; None is
+    "cannot tell", which passes.
     """
     recorded = _recorded_bytes(manifest, variants)
+    allowed, limit = 2**63, "nothing to compare with"
     if before is not None:
         allowed = int(max(limits.memory_factor * before, before + SLACK_BYTES))
         limit = f"{_megabytes(allowed)} ({limits.memory_factor:g} x {_megabytes(before)} before)"
-    elif recorded:
+    if recorded:
         # The agent itself takes about as much as SLACK_BYTES twice over.
-        allowed = int(limits.recorded_factor * recorded + 4 * SLACK_BYTES)
-        limit = f"{_megabytes(allowed)} ({_megabytes(recorded)} recorded)"
-    else:
-        allowed, limit = 2**63, "nothing to compare with"
+        most = int(limits.recorded_factor * recorded + 4 * SLACK_BYTES)
+        if most < allowed and (before is None or before <= most):
+            allowed, limit = most, f"{_megabytes(most)} ({_megabytes(recorded)} recorded)"
     return Check(
         name="peak memory",
         passed=peak is None or peak <= allowed,
@@ -138,16 +177,27 @@ def probation_checks(
     )
 
 
-def replay_checks(report: ReplayReport, limits: Limits) -> Iterator[Check]:
+def replay_checks(
+    report: ReplayReport, limits: Limits, closeness: Mapping[str, Closeness]
+) -> Iterator[Check]:
     """Yield whether recorded requests are answered as by the bundle before, and as fast."""
     problems = [*report.problems, *report.statuses]
+    tolerances = ", ".join(f"{c.tolerance:.2g} ({name})" for name, c in closeness.items())
     yield Check(
         name="replay answers",
         passed=report.is_same,
-        measured=f"{len(report.differing)} of {report.requests} requests differ",
-        limit=f"none, beyond a relative error of {limits.replay_tolerance:g}",
+        measured=f"{report.different} of {report.requests} requests differ",
+        limit=f"none, beyond a relative error of {tolerances or limits.replay_tolerance}",
         reason="" if report.is_same else "; ".join(problems[:3]),
     )
+    if any(close.scores is not None for close in closeness.values()):
+        most = max(FEW_RECLASSIFIED, int(limits.reclassified_share * report.compared))
+        yield Check(
+            name="replay classes",
+            passed=report.reclassified <= most,
+            measured=f"{report.reclassified} of {report.compared} requests have another best class",
+            limit=f"{most} ({100 * limits.reclassified_share:g} %)",
+        )
     then = report.latency[0].p95_ms
     now = report.latency[-1].p95_ms
     allowed = math.inf if then is None else max(limits.p95_factor * then, then + SLACK_MS)

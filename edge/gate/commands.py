@@ -15,13 +15,14 @@ import click
 from edge.config import CONFIG_KEY, AgentConfig
 from edge.config_options import config_options, given_only
 from edge.config_sources import load_config, read_config_file
-from edge.console import print_json, say, stop_on_sigterm
+from edge.console import outliving_the_terminal, print_json, say, stop_on_sigterm
 from edge.errors import UsageError
 from edge.gate.limits import Limits
 
 if TYPE_CHECKING:
     from edge.gate.gate import Judge
     from edge.gate.report import GateReport
+    from edge.slots.state import SlotBundle
 
 _LOG_LINES = 50
 _OPTIONS: tuple[tuple[str, str], ...] = (
@@ -29,7 +30,7 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     ("probation_s", "Seconds for which the trial is watched."),
     ("p95_factor", "Largest p95 latency, as a factor of the bundle before."),
     ("memory_factor", "Most memory, as a factor of the bundle before."),
-    ("recorded_factor", "The same, of what the manifest recorded, without a bundle before."),
+    ("recorded_factor", "Most of both, as a factor of what the manifest recorded."),
     ("error_share", "Share of requests that may fail."),
 )
 
@@ -97,8 +98,10 @@ def tell_report(report: GateReport) -> None:
 @click.command()
 @config_options("slots", "host", "port")
 @gate_options
+@click.option("--wait", is_flag=True, help="Until whoever installs or judges is done, or dead.")
+@click.option("--dry-run", is_flag=True, help="Say what is on trial, and do not judge it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def gate(*, as_json: bool, **options: Any) -> int:
+def gate(*, wait: bool, dry_run: bool, as_json: bool, **options: Any) -> int:
     """Judge the bundle that is on trial: keep it, or go back; exit 1 if it went back.
 
     `install` and `update` do this themselves. What was interrupted, by a power cut too, is
@@ -108,15 +111,24 @@ def gate(*, as_json: bool, **options: Any) -> int:
     config = load_config(given_only(keys), os.environ, read_config_file)
     if config.slots is None:
         raise UsageError("no folder of slots is configured; give --slots DIR, or set the key slots")
+    if not config.slots.is_dir():
+        raise UsageError(f"there are no slots at {config.slots}; install a bundle first")
     from edge.gate.gate import Gate
     from edge.slots.store import Store
 
-    judge = judge_from(config, options)
-    stop_on_sigterm()
-    store = Store.open(config.slots)
-    with store.changing("edge-agent gate"):
-        report = Gate(store, judge).finish()
-        store.clean()
+    judge, report = judge_from(config, options), None
+    if dry_run:
+        state = Store.seen(config.slots).state
+        trial = state.coming if state.served == state.coming else None
+        if trial is not None:
+            _tell_trial(trial, as_json=as_json)
+            return 0
+    else:
+        stop_on_sigterm()
+        store = Store.open(config.slots)
+        with store.changing("edge-agent gate", wait=wait), outliving_the_terminal():
+            report = Gate(store, judge).finish()
+            store.clean()
     if report is None:
         if as_json:
             print_json({"verdict": "nothing-on-trial"})
@@ -129,3 +141,10 @@ def gate(*, as_json: bool, **options: Any) -> int:
         tell_report(report)
         click.echo(f"{report.verdict}: {report.bundle[:12]}")
     return int(not report.passed)
+
+
+def _tell_trial(trial: SlotBundle, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"verdict": "would-judge", "bundle": trial})
+    else:
+        click.echo(f"would judge {trial.name} {trial.version} ({trial.id[:12]})")

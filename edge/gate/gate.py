@@ -1,13 +1,14 @@
 """The gate: switches to the bundle on trial, asks it, watches it, and keeps it or goes back.
 
 It speaks to the agent over HTTP alone, so that an agent that hangs, or never comes, fails as well.
-Whoever is killed here leaves a trial: `Gate.finish` goes on with it, at the next boot too.
+Whoever is killed here leaves a trial: `Gate.finish` goes on with it, see edge-gate.timer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from edge.errors import EdgeError, SlotsError
 from edge.files import read_capped
 from edge.gate import checks
 from edge.gate.baseline import Baseline, read_baseline, write_baseline
+from edge.gate.closeness import Answering, closeness_by_model
 from edge.gate.limits import Limits
-from edge.gate.questions import Answers, ask_bundle
+from edge.gate.questions import Answers, ask_bundle, golden_reader
 from edge.gate.replaying import Replay
 from edge.gate.report import Check, GateReport, Verdict, reason_of
 from edge.gate.seen import Seen, looked
@@ -32,6 +34,9 @@ from edge.slots.store import Store
 KEPT_REQUESTS = "requests.capture"
 LOOK_S = 1.0
 _SAID_EVERY_S = 30.0
+# For how long a GPU may seem idle while it is asked, and how long nobody asks in between.
+LOAD_S = 5.0
+PAUSE_S = 0.001
 
 
 class _Cancelled(Exception):  # noqa: N818 - no error: somebody rolled back
@@ -63,6 +68,7 @@ class Gate:
         self._store = store
         self._judge = judge
         self._replay = _replay_for(store, judge)
+        self._variants_before: dict[str, str] | None = None  # by model, of what was replayed
 
     def try_staged(self) -> GateReport:
         """Measure the bundle in service, switch to the staged one, and judge it.
@@ -74,10 +80,14 @@ class Gate:
             baseline = self._measure_before(coming)
             if baseline is not None:
                 write_baseline(self._store.root, baseline)
-        self._store.begin_trial()
-        report = self.finish()
-        assert report is not None  # noqa: S101 - a trial has begun
-        return report
+        try:
+            self._store.begin_trial()
+        except SlotsError:
+            if coming is None or self._store.state.coming is not None:
+                raise
+        assert coming is not None  # noqa: S101 - of nothing no trial begins
+        # Somebody may have rolled back while it was measured, or right after the switch.
+        return self.finish() or self._ended(_cancelled(coming))
 
     def finish(self) -> GateReport | None:
         """Judge the trial that is under way; None if there is none."""
@@ -148,6 +158,7 @@ class Gate:
             answers = tuple(one for one in asked if one.problem is None)
             if self._replay is not None:
                 self._replay.before()
+                self._variants_before = {model.name: model.variant for model in seen.models}
             after = looked(client)
         memory = max((s.memory_bytes or 0 for s in (seen, after) if isinstance(s, Seen)), default=0)
         return Baseline(
@@ -201,6 +212,8 @@ class Gate:
                 )
                 return
             found += checks.answer_checks(answers)
+            load = self._gpu_load(client, trial, slot, seen)
+            found += checks.gpu_checks(seen, load)
             if not all(check.passed for check in found):
                 return
             self._say(f"its answers are right; watching it for {limits.probation_s:g} s")
@@ -218,7 +231,27 @@ class Gate:
             memory = None if baseline is None else baseline.memory_bytes
             found.append(checks.memory_check(memory, peak, manifest, variants, limits))
         if self._replay is not None:
-            found += checks.replay_checks(self._replay.now(limits.replay_tolerance), limits)
+            most, now = limits.replay_tolerance, self._answering(slot, manifest, variants)
+            try:
+                close = closeness_by_model(now, self._answered_before(), most=most)
+            except EdgeError as error:  # damage there must not keep a good bundle out
+                self._say(f"what the bundle before promised cannot be read: {error}")
+                close = closeness_by_model(now, None, most=most)
+            found += checks.replay_checks(self._replay.now(close, most=most), limits, close)
+
+    def _answering(
+        self, slot: SlotName, manifest: Manifest, variants: Mapping[str, str]
+    ) -> Answering:
+        folder = Layout(self._store.root).slot(slot)
+        return Answering(manifest=manifest, variants=variants, read=golden_reader(folder, manifest))
+
+    def _answered_before(self) -> Answering | None:
+        state = self._store.state
+        slot, before = state.committed, self._variants_before
+        bundle = None if slot is None else state.bundle(slot)
+        if slot is None or bundle is None or before is None:
+            return None
+        return self._answering(slot, self._manifest(slot, bundle), before)
 
     def _await_ready(
         self, client: AgentClient, trial: SlotBundle
@@ -250,6 +283,25 @@ class Gate:
                 self._say(f"waiting for the agent: {state}")
                 said = now
             self._judge.sleep(LOOK_S)
+
+    def _gpu_load(
+        self, client: AgentClient, trial: SlotBundle, slot: SlotName, seen: Seen
+    ) -> float | None:
+        """Return the most load of a GPU while the trial is asked, where that is needed."""
+        loads, began = [seen.gpu_load_percent], self._judge.clock()
+        if not checks.needs_load(seen) or loads[0] is None:
+            return loads[0]
+        few = replace(self._judge.limits, rounds=1)
+        # The agent reads its probes once a second.
+        while not any(loads) and self._judge.clock() - began < LOAD_S:
+            asked_at = self._judge.clock()
+            while self._judge.clock() - asked_at < LOOK_S:
+                with contextlib.suppress(EdgeError):  # its answers are judged already
+                    self._answers(client, slot, trial, seen, few)
+                self._judge.sleep(PAUSE_S)
+            now = looked(client)
+            loads.append(now.gpu_load_percent if isinstance(now, Seen) else None)
+        return max(load for load in loads if load is not None)
 
     def _watch(
         self, client: AgentClient, trial: SlotBundle, first: Seen, found: list[Check]
@@ -299,6 +351,12 @@ class Gate:
 
     def _say(self, line: str) -> None:
         self._judge.say(line)
+
+
+def _cancelled(coming: SlotBundle) -> GateReport:
+    return GateReport(
+        bundle=coming.id, verdict="cancelled", reason="", checks=(), seconds=0.0, serves=None
+    )
 
 
 def _replay_for(store: Store, judge: Judge) -> Replay | None:

@@ -75,6 +75,19 @@ def ask_bundle(
             yield _ask(client, folder, manifest, model, variant, limits, clock)
 
 
+def golden_reader(folder: Path, manifest: Manifest) -> Callable[[str], bytes]:
+    """Return what reads a file of a bundle by its path, verified; it raises EdgeError."""
+
+    def read(path: str) -> bytes:
+        artifact = manifest.artifact(path)
+        content = read_capped(blob_path(folder, artifact.sha256), max_bytes=artifact.size)
+        if hashlib.sha256(content).hexdigest() != artifact.sha256:
+            raise BundleError(f"{path} does not match its digest; install the bundle again")
+        return content
+
+    return read
+
+
 def _ask(
     client: AgentClient,
     folder: Path,
@@ -84,13 +97,7 @@ def _ask(
     limits: Limits,
     clock: Callable[[], float],
 ) -> Answers:
-    def read(path: str) -> bytes:
-        artifact = manifest.artifact(path)
-        content = read_capped(blob_path(folder, artifact.sha256), max_bytes=artifact.size)
-        if hashlib.sha256(content).hexdigest() != artifact.sha256:
-            raise BundleError(f"{path} does not match its digest; install the bundle again")
-        return content
-
+    read = golden_reader(folder, manifest)
     seconds: list[float] = []
     worst = 0.0
     for round_ in range(limits.rounds):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edge.capture.answers import Closeness
 from edge.capture.capture_file import Exchange, read_capture
 from edge.capture.replay import Sent, replay
 from edge.capture.replay_report import Report, report_from_replay
@@ -30,12 +31,20 @@ class Replay:
         """Ask the bundle that is in service."""
         self._before = self._send()
 
-    def now(self, tolerance: float) -> Report:
-        """Ask the trial, and compare with the bundle before, or else with the recording."""
+    def now(self, closeness: Mapping[str, Closeness], *, most: float) -> Report:
+        """Ask the trial, and compare with the bundle before, or else with the recording.
+
+        closeness: by model. most: the tolerance where the body of a request names its model.
+        """
         sent = self._send()
+        tolerance = max((close.tolerance for close in closeness.values()), default=most)
         if self._before is None:
-            return report_from_replay(self._exchanges, sent, tolerance=tolerance)
-        return report_from_replay(self._exchanges, self._before, tolerance=tolerance, against=sent)
+            return report_from_replay(
+                self._exchanges, sent, tolerance=tolerance, closeness=closeness
+            )
+        return report_from_replay(
+            self._exchanges, self._before, tolerance=tolerance, against=sent, closeness=closeness
+        )
 
     def _send(self) -> list[Sent]:
         return replay(

@@ -39,6 +39,7 @@ class SeenGpu(msgspec.Struct, frozen=True):
     """One GPU."""
 
     own_memory_bytes: _Bytes | None = None
+    utilization_percent: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)] | None = None
 
 
 class SeenMachine(msgspec.Struct, frozen=True):
@@ -66,6 +67,18 @@ class Seen(msgspec.Struct, frozen=True):
         if self.machine.rss_bytes is None:
             return None
         return self.machine.rss_bytes + sum(g.own_memory_bytes or 0 for g in self.machine.gpus)
+
+    @property
+    def gpu_memory_bytes(self) -> int | None:
+        """What the agent holds on its GPUs; None where that is not told by process (a Jetson)."""
+        known = [g.own_memory_bytes for g in self.machine.gpus if g.own_memory_bytes is not None]
+        return sum(known) if known else None
+
+    @property
+    def gpu_load_percent(self) -> float | None:
+        """The load of the busiest GPU, whoever caused it; None if it cannot be told."""
+        loads = [g.utilization_percent for g in self.machine.gpus]
+        return max((load for load in loads if load is not None), default=None)
 
     def requests(self) -> tuple[int, int]:
         """Return how many requests were answered, and how many failed by no client's fault."""

@@ -12,7 +12,7 @@ import click
 from edge.config import CONFIG_KEY, AgentConfig
 from edge.config_options import config_options, given_only
 from edge.config_sources import load_config, read_config_file
-from edge.console import print_json, say, stop_on_sigterm
+from edge.console import outliving_the_terminal, print_json, say, stop_on_sigterm
 from edge.errors import EdgeError, SlotsBusyError, UsageError
 from edge.gate.commands import gate_options, judge_from, tell_report
 
@@ -57,8 +57,9 @@ def install(
         if not installed.is_committed and not stage_only:
             from edge.gate.gate import Gate
 
-            report = Gate(store, judge_from(config, options)).try_staged()
-            store.clean()
+            with outliving_the_terminal():
+                report = Gate(store, judge_from(config, options)).try_staged()
+                store.clean()
     result: str = "unchanged" if installed.is_committed else "staged"
     if report is not None:
         result = report.verdict
@@ -85,6 +86,8 @@ def rollback(*, reason: str, dry_run: bool, as_json: bool, **flags: object) -> i
     """
     config = _config(flags)
     root = _root(config)
+    if not root.is_dir():
+        raise UsageError(f"there are no slots at {root}; give those of this device")
     from edge.slots.opening import open_slot
     from edge.slots.state import RollbackAsked, decide
     from edge.slots.store import Store
@@ -148,30 +151,38 @@ def status(*, as_json: bool, **flags: object) -> None:
 
 @slots.command()
 @config_options("slots")
+@_dry_run
 @_as_json
-def begin(*, as_json: bool, **flags: object) -> None:
+def begin(*, dry_run: bool, as_json: bool, **flags: object) -> None:
     """Count a start of the agent, and end a trial that had too many.
 
     For the unit, before the agent. Never fails for want of a disk that can be written: that must
     not keep the agent from starting.
     """
     root = _root(_config(flags))
+    from edge.slots.state import StartCounted, decide
     from edge.slots.store import Store
 
     store = Store.seen(root)
     try:
         before = store.state
-        after = store.count_start() if before.coming is not None else before
+        after = decide(before, StartCounted())
+        if not dry_run and before.coming is not None:
+            after = store.count_start()
     except EdgeError as error:
         say(f"warning: this start is not counted: {error}")
         if as_json:
             print_json({"counted": False, "error": str(error)})
         return
     if after.changes != before.changes and after.last is not None:
-        say(f"rolled back {words(after.last.bundle)}: {after.last.reason}")
+        verb = "would roll back" if dry_run else "rolled back"
+        say(f"{verb} {words(after.last.bundle)}: {after.last.reason}")
+    starts = 0 if after.candidate is None else after.candidate.starts
     if as_json:
-        starts = 0 if after.candidate is None else after.candidate.starts
-        print_json({"counted": after != before, "starts": starts, "serving": after.serving})
+        counted = after != before and not dry_run
+        print_json({"counted": counted, "starts": starts, "serving": after.serving})
+    elif dry_run and after.changes == before.changes:
+        click.echo(f"would count start {starts}" if starts else "no trial: nothing to count")
 
 
 @slots.command()

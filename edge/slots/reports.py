@@ -26,6 +26,8 @@ def keep_report(disk: Filesystem, folder: Path, state: SlotsState, report: objec
         _write(disk, folder, state, report)
     except OSError as error:
         logger.warning("no report in %s: %s", folder, os_reason(error))
+    except UnicodeEncodeError as error:  # a path in it is no UTF-8
+        logger.warning("no report in %s: %s", folder, error)
 
 
 def _write(disk: Filesystem, folder: Path, state: SlotsState, report: object) -> None:

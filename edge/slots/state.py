@@ -189,7 +189,21 @@ def decide(state: SlotsState, event: Event) -> SlotsState:
 
 
 def bytes_from_state(state: SlotsState) -> bytes:
-    """Return the canonical bytes of state.json."""
+    """Return the canonical bytes of state.json; raises SlotsError if they could not be read again.
+
+    A state that cannot be read leaves a device that neither updates nor goes back.
+    """
+    content = _encoded(state)
+    try:
+        same = len(content) <= MAX_STATE_BYTES and state_from_bytes(content) == state
+    except StorageError as error:
+        raise SlotsError(_CANNOT_NOTE) from error
+    if not same:
+        raise SlotsError(_CANNOT_NOTE)
+    return content
+
+
+def _encoded(state: SlotsState) -> bytes:
     return msgspec.json.format(msgspec.json.encode(state, order="sorted"), indent=1) + b"\n"
 
 
@@ -200,7 +214,7 @@ def state_from_bytes(content: bytes) -> SlotsState:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise StorageError(f"state.json of the slots is malformed: {error}; {_WAY_OUT}") from error
     problem = _problem_with(state)
-    if bytes_from_state(state) != content:
+    if _encoded(state) != content:
         problem = "it is not in canonical form, or has a field this agent does not know"
     if problem is not None:
         raise StorageError(f"state.json of the slots: {problem}; {_WAY_OUT}")
@@ -208,6 +222,10 @@ def state_from_bytes(content: bytes) -> SlotsState:
 
 
 _WAY_OUT = "move the file away and install the bundle again"
+_CANNOT_NOTE = (
+    "the slots stay as they are: what state.json would say could not be read again; give the "
+    "bundle a shorter name and version"
+)
 
 
 def _problem_with(state: SlotsState) -> str | None:
@@ -309,7 +327,7 @@ def _dropped(state: SlotsState, slot: SlotName, reason: str) -> SlotsState:
     """Empty a slot and remember never to install its bundle again."""
     bundle = state.bundle(slot)
     assert bundle is not None  # noqa: S101 - see _problem_with
-    why = " ".join(reason.split())[:MAX_REASON_CHARACTERS]
+    why = _kept_reason(reason)
     refused = tuple(other for other in state.refused if other.id != bundle.id)
     return replace(
         _with_bundle(state, slot, None),
@@ -317,6 +335,13 @@ def _dropped(state: SlotsState, slot: SlotName, reason: str) -> SlotsState:
         last=Outcome(bundle=bundle, result="rolled-back", reason=why),
         changes=state.changes + 1,
     )
+
+
+def _kept_reason(reason: str) -> str:
+    """Return a reason as one short line of UTF-8: a command line may hold bytes that are none."""
+    line = " ".join(reason.encode("utf-8", "replace").decode().split())
+    is_whole = len(line) <= MAX_REASON_CHARACTERS
+    return line if is_whole else line[: MAX_REASON_CHARACTERS - 1] + "…"
 
 
 def _trial_of(state: SlotsState, bundle: str) -> Candidate:

@@ -151,16 +151,16 @@ class Store:
         return self._layout.slot(slot)
 
     @contextlib.contextmanager
-    def changing(self, doing: str) -> Iterator[None]:
+    def changing(self, doing: str, *, wait: bool = False) -> Iterator[None]:
         """Be the only one who installs, judges a trial or cleans up.
 
-        doing: in words, for whoever is refused meanwhile. Raises SlotsBusyError with the words of
-        the holder.
+        doing: in words, for whoever is refused meanwhile. wait: until whoever is at work is done,
+        or dead. Raises SlotsBusyError with the words of the holder.
         """
         path, note = self.root / "lock", f"{doing} (process {os.getpid()})"
         with contextlib.ExitStack() as stack:
             with storage_errors("lock", path):
-                holder = stack.enter_context(self._disk.lock(path, wait=False, note=note))
+                holder = stack.enter_context(self._disk.lock(path, wait=wait, note=note))
             if holder is not None:
                 raise SlotsBusyError(
                     f"the slots in {self.root} are in use by: {holder}; wait until it is done, or "

@@ -11,7 +11,7 @@ import click
 
 from edge.config_options import config_options, given_only
 from edge.config_sources import load_config, read_config_file
-from edge.console import print_json, say
+from edge.console import outliving_the_terminal, print_json, say
 from edge.errors import BackendUnavailableError, ConfigError, EdgeError
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _judge(store: Store, config: AgentConfig) -> bool:
     from edge.gate.gate import Gate, Judge
 
     judge = Judge(url=url_of(config), say=say, log=last_log_lines)
-    return Gate(store, judge).try_staged().passed
+    with outliving_the_terminal():
+        return Gate(store, judge).try_staged().passed
 
 
 def _summary(outcome: Outcome) -> str:

@@ -31,6 +31,7 @@ def report_outcome(slots: Path, now: datetime, outcome: Outcome) -> None:
             release=outcome.release,
             fresh_until=outcome.fresh_until,
             good_at=at,
+            override=outcome.override or _override_before(read_status(slots), outcome),
         ),
     )
 
@@ -47,8 +48,17 @@ def report_failure(slots: Path, now: datetime, error: EdgeError) -> None:
             code=error.code,
             fresh_until=None if before is None else before.fresh_until,
             good_at=None if before is None else before.good_at,
+            override=None if before is None else before.override,
         ),
     )
+
+
+def _override_before(before: PassStatus | None, outcome: Outcome) -> str | None:
+    """Return by what override the release that is in service still came here."""
+    if before is None or outcome.verdict != "current" or outcome.release is None:
+        return None
+    is_same = before.release is None or before.release.id == outcome.release.id
+    return before.override if is_same else None
 
 
 def _write(slots: Path, status: PassStatus) -> None:

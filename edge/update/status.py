@@ -23,7 +23,8 @@ class PassStatus:
     """How the last pass ended. code: of the error, if there was one.
 
     at, fresh_until, good_at: in TIME_FORMAT. good_at: when a pass last proved that the channel is
-    current, None if none ever did.
+    current, None if none ever did. override: that an older release was allowed, by whom and why;
+    it stays while that release is in service.
     """
 
     at: str
@@ -33,6 +34,7 @@ class PassStatus:
     fresh_until: str | None = None
     good_at: str | None = None
     code: str | None = None
+    override: str | None = None
 
 
 def read_status(slots: Path) -> PassStatus | None:

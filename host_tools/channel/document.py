@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edge.errors import UsageError
+from edge.manifest import is_plain_name
 from edge.update.channel import Channel, Offer, Override, Release
 from edge.update.channel_keys import BundleKey
 
@@ -67,7 +68,14 @@ def with_release(channel: Channel, release: Release) -> Channel:
 
 
 def with_promotion(channel: Channel, wanted: Promotion) -> Channel:
-    """Return the channel with a release offered, or offered to its next wave."""
+    """Return the channel with a release offered, or offered to its next wave.
+
+    Raises UsageError if that is not possible, or no device could follow the name.
+    """
+    if not is_plain_name(wanted.to):
+        raise UsageError(
+            f"{wanted.to!r} is no name to follow: use 1 to 128 letters, digits, '.', '-' and '_'"
+        )
     release = find_release(channel, wanted.release)
     if release.revoked is not None:
         raise UsageError(f"release {release.version} was revoked: {release.revoked}")

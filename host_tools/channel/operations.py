@@ -24,7 +24,6 @@ from edge.update.channel import (
     Channel,
     Release,
     blob_target,
-    bytes_from_channel,
     manifest_target,
     signature_target,
     stored_path,
@@ -43,6 +42,7 @@ from host_tools.channel.repository import (
     TargetChanges,
     days_of,
     next_change,
+    readable_document,
     renewed,
     target_content,
 )
@@ -96,7 +96,7 @@ def founded(founding: Founding, signers: Signers, now: datetime) -> Change:
         releases=(),
         offers={},
     )
-    content = bytes_from_channel(channel)
+    content = readable_document(channel)
     digest = hashlib.sha256(content).hexdigest()
 
     def expiry(role: str) -> datetime:

@@ -3,7 +3,8 @@
     metadata/N.root.json N.targets.json N.snapshot.json timestamp.json
     targets/...                          what `edge.update.channel` names, with digests in the names
     metadata/next.root.json              of a change of keys that was interrupted; nobody fetches it
-    audit.jsonl                          who changed what, for people; devices never read it
+    audit.jsonl                          who changed what, each line with the digest of the one
+                                         before; for its owner, devices never read it
 
 A change writes files that nothing names yet, then replaces timestamp.json: until then, and if it
 never comes to that, a reader sees the repository as it was.
@@ -159,8 +160,7 @@ def next_change(
 ) -> Change:
     """Return the change that lists other targets and another channel.json."""
     writes: dict[str, Content] = {}
-    document = bytes_from_channel(channel)
-    _check_size(CHANNEL_TARGET, document, MAX_CHANNEL_BYTES)
+    document = readable_document(channel)
     entries = {
         p: t for p, t in repository.targets.signed.targets.items() if p not in wanted.removed
     }
@@ -175,6 +175,23 @@ def next_change(
     writes |= renewed(repository, signers, now, targets=targets)
     unused = tuple(name for name in _unused(repository, targets) if name not in writes)
     return Change(writes=writes, removes=unused)
+
+
+def readable_document(channel: Channel) -> bytes:
+    """Return the bytes of channel.json, read as a device will before anybody signs them.
+
+    Raises UsageError if no device could: with its signature such a document would be there to stay.
+    """
+    try:
+        document = bytes_from_channel(channel)
+        _check_size(CHANNEL_TARGET, document, MAX_CHANNEL_BYTES)
+        channel_from_bytes(document)
+    except (ChannelError, UnicodeEncodeError) as error:
+        raise UsageError(
+            f"no device could read the channel any more ({error}), so nothing is signed; give "
+            "other words"
+        ) from error
+    return document
 
 
 def renewed(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
-
-from edge.files import storage_errors
 from host_tools.channel.operations import text_from_time
 from host_tools.channel.repository import Change, Repository, changing, read_repository, write
 from host_tools.channel.signing import Signers, signers_in
+from host_tools.fleet.audit import AuditLog
 
 LOG_NAME = "audit.jsonl"
 
@@ -57,9 +55,12 @@ def make_change(
     user: str,
     dry_run: bool = False,
 ) -> Done:
-    """Plan a change with the private keys in folders, and carry it out while nobody else does."""
+    """Plan a change with the private keys in folders, and carry it out while nobody else does.
+
+    A dry run takes no lock: it leaves no file.
+    """
     read_repository(folder)  # says what is wrong before anything is locked
-    with changing(folder):
+    with contextlib.nullcontext() if dry_run else changing(folder):
         done = plan(read_repository(folder), signers_in(keys))
         return carry_out(folder, done, now=now, user=user, dry_run=dry_run)
 
@@ -67,15 +68,12 @@ def make_change(
 def carry_out(folder: Path, done: Done, *, now: datetime, user: str, dry_run: bool) -> Done:
     """Write the change unless this is a dry run, and return what was done.
 
-    Its line in the log comes first: no change is without one, whenever its maker is stopped.
+    Its line in the log comes first: no change is without one, whenever its maker is stopped. It
+    holds the digest of the line before, and a log that was altered is not gone on with: AuditError.
     """
     if dry_run:
         return replace(done, dry_run=True)
-    line = {"at": text_from_time(now), "by": user, "verb": done.verb, **done.facts}
-    path = folder / LOG_NAME
-    with storage_errors("append to", path), path.open("ab") as file:
-        file.write(msgspec.json.encode(line, order="sorted") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    log = AuditLog(folder / LOG_NAME, who=user, now=lambda: text_from_time(now))
+    log.append(done.verb, done.facts)
     write(folder, done.change)
     return done

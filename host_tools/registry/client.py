@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.errors import BackendUnavailableError, UsageError
@@ -28,6 +29,8 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")
+_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_RESERVED_ALIAS = re.compile(r"latest|v[0-9]+", re.IGNORECASE)
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))")
 
 
@@ -50,6 +53,27 @@ def reference_from_text(text: str) -> ModelReference:
     if match is None:
         raise UsageError(f"{text!r} is no model; give models:/NAME@ALIAS or models:/NAME/VERSION")
     return ModelReference(name=match["name"], alias=match["alias"], version=match["version"])
+
+
+def check_alias(alias: str) -> None:
+    """Raise UsageError unless MLflow takes this for an alias: it says so only in the end."""
+    if _ALIAS.fullmatch(alias) is None or _RESERVED_ALIAS.fullmatch(alias) is not None:
+        raise UsageError(
+            f"--alias {alias!r}: use letters, digits, '-' and '_' only, and neither latest nor v1"
+        )
+
+
+def is_absent(uri: str | None) -> bool:
+    """Whether a registry would lie in a file or folder that is not there; MLflow would make it."""
+    scheme, found, rest = (uri or "").partition(":")
+    if not uri or (found and scheme not in {"sqlite", "file"}):
+        return False
+    if not found:
+        return not Path(uri).exists()
+    place = rest.partition("?")[0]
+    # sqlite:///relative, sqlite:////absolute; file:relative, file:///absolute
+    path = place.removeprefix("///") if scheme == "sqlite" else place.removeprefix("//")
+    return bool(path) and not Path(path).exists()
 
 
 def open_registry(uri: str | None) -> MlflowClient:

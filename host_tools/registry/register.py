@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.bundle import MANIFEST_NAME, Bundle, open_bundle
+from edge.errors import UsageError
 from edge.files import sha256_of
 from edge.manifest import Manifest
 from edge.trust import trusted_keys_in
 from host_tools.registry.client import (
+    check_alias,
+    is_absent,
     open_registry,
     reference_from_text,
     registry_errors,
@@ -79,12 +82,16 @@ def register(request: RegisterRequest) -> Registration:
     Raises TrustError or BundleError for a bundle that does not verify, RegistryError if the
     registry cannot be reached.
     """
+    if request.alias is not None:
+        check_alias(request.alias)
     keys = () if request.trusted_keys is None else trusted_keys_in(request.trusted_keys)
     bundle = open_bundle(request.bundle, keys, allow_unsigned=request.allow_unsigned)
-    client = open_registry(request.registry)
     digest, _ = sha256_of(bundle.root / MANIFEST_NAME)
     name = request.name or bundle.manifest.name
     facts = facts_from_manifest(bundle.manifest)
+    if request.dry_run and is_absent(request.registry):
+        return _planned(request, bundle.manifest, name, digest, facts)
+    client = open_registry(request.registry)
     with registry_errors(str(request.registry)):
         training_run = request.training_run or _training_run(client, bundle.manifest)
         version = _version(client, name, digest)
@@ -107,6 +114,28 @@ def register(request: RegisterRequest) -> Registration:
         training_run=training_run,
         data_sha256=facts.data_sha256,
         is_new=is_new and not request.dry_run,
+        params=facts.params,
+        metrics=facts.metrics,
+    )
+
+
+def _planned(
+    request: RegisterRequest, manifest: Manifest, name: str, digest: str, facts: BundleFacts
+) -> Registration:
+    """Return what would be noted in a registry that is yet to be made."""
+    sources = (model.provenance.source for model in manifest.models)
+    came_from = next((source for source in sources if source.startswith("models:/")), None)
+    if request.training_run is None and came_from is not None:
+        raise UsageError(f"{came_from} is not in the registry; there is none at {request.registry}")
+    return Registration(
+        name=name,
+        version=None,
+        run_id=None,
+        alias=request.alias,
+        bundle_sha256=digest,
+        training_run=request.training_run,
+        data_sha256=facts.data_sha256,
+        is_new=False,
         params=facts.params,
         metrics=facts.metrics,
     )

@@ -1,4 +1,4 @@
-"""The nine attacks that the TUF specification names, and others: refused, and service goes on.
+"""The attacks that TUF names, and others: refused, and service goes on; see docs/trust.md.
 
 Whoever attacks here owns the server: `mirror` is a copy of the channel that they alter at will.
 Where they hold stolen keys as well, it says so.
@@ -36,7 +36,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         yield scene
 
 
-# The nine of the specification.
+# Those that TUF names.
 
 
 def test_arbitrary_installation_a_server_without_keys_cannot_bring_software_of_its_own(

@@ -16,6 +16,7 @@ from edge import manifest as m
 from edge.errors import FreshnessError, InstallCancelledError
 from edge.slots.store import Store
 from edge.target import Target
+from edge.update.status import read_status
 from tests.bundles import affine_parts, write_bundle
 from tests.channel.sites import Device, Site, content_gate, passed
 from tests.edge.slots.slot_bundles import AGX_ORIN, RTX_4060
@@ -220,6 +221,23 @@ def test_a_device_learns_that_the_release_in_service_was_revoked(site: Site) -> 
     assert ran.said["verdict"] == "staged"
     assert "kim" in ran.said["override"]
     assert follower.served == "1"
+
+    def told() -> str | None:
+        status = read_status(follower.slots)
+        assert status is not None
+        return status.override
+
+    assert told() == ran.said["override"]
+    assert follower.install().said["verdict"] == "current"
+    assert told() == ran.said["override"]  # who looks later sees it as well
+    there, follower.channel = follower.channel, "http://127.0.0.1:9"  # nobody listens
+    assert follower.install().code == 3
+    follower.channel = there
+    assert follower.install().said["verdict"] == "current"
+    assert told() == ran.said["override"]
+    site.release("3")
+    follower.install()
+    assert told() is None
 
 
 def test_a_wave_takes_the_devices_it_should_and_the_others_follow_later(site: Site) -> None:

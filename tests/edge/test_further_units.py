@@ -1,11 +1,14 @@
 """The units of the gate and the updater: judged by systemd itself, shipped and installed."""
 
+import shlex
+import subprocess
 from pathlib import Path, PurePosixPath
 
 import pytest
 from click.testing import CliRunner
 
 from edge.cli import cli
+from edge.slots.state import Candidate, Phase, SlotBundle, SlotsState, bytes_from_state
 from edge.unit import FURTHER_UNITS, further_unit, shipped_unit
 from tests.edge.test_unit import MAX_EXPOSURE, REPOSITORY, judge, needs_systemd
 
@@ -44,6 +47,22 @@ def test_the_package_carries_the_units_of_the_repository(name: str) -> None:
 def test_the_updater_starts_the_executable_that_the_agent_starts() -> None:
     text = further_unit("edge-update.service", PurePosixPath("/opt/edge-kit/bin/edge-agent"))
     assert "ExecStart=/opt/edge-kit/bin/edge-agent update --slots /var/lib/edge\n" in text
+
+
+def test_the_gate_is_started_for_a_trial_alone(tmp_path: Path) -> None:
+    """The condition of its unit, against what the store writes in each phase."""
+    (line,) = [
+        line for line in shipped_unit("edge-gate.service").splitlines() if "ExecCondition=" in line
+    ]
+    words = shlex.split(line.partition("=")[2])
+    bundle = SlotBundle(id="0" * 64, name="net", version='"phase": "trial"')
+    phases: tuple[Phase, ...] = ("fetching", "staged", "trial")
+    candidates = (None, *(Candidate(slot="a", phase=phase) for phase in phases))
+    for candidate in candidates:
+        file = tmp_path / "state.json"
+        file.write_bytes(bytes_from_state(SlotsState(a=bundle, candidate=candidate)))
+        status = subprocess.run([*words[:-1], str(file)], check=False).returncode
+        assert (status == 0) == (candidate is not None and candidate.phase == "trial")
 
 
 def test_install_unit_installs_the_units_of_the_updater_too(tmp_path: Path) -> None:

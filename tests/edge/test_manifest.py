@@ -242,8 +242,25 @@ def test_a_plain_name_is_accepted(name: str) -> None:
     assert manifest_from_bytes(altered(lambda d: d.update(name=name))).name == name
 
 
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [
+        ("", "version is empty"),
+        ("x" * 201, "has 201 characters, and 200 are the most"),
+        ("1\n2", "cannot be printed"),
+        ("\x1b[2J", "cannot be printed"),
+    ],
+)
+def test_a_bundle_version_is_short_and_can_be_printed(version: str, problem: str) -> None:
+    assert problem in refused(altered(lambda d: d.update(version=version)))
+
+
+@pytest.mark.parametrize("version", ["1", "2026-11 (Müller's)", "é" * 200])
+def test_a_bundle_version_is_any_other_text(version: str) -> None:
+    assert manifest_from_bytes(altered(lambda d: d.update(version=version))).version == version
+
+
 def test_an_empty_name_is_refused_elsewhere_too() -> None:
-    assert "version is empty" in refused(altered(lambda d: d.update(version="")))
     for kind in ("inputs", "outputs"):
         content = altered(lambda d, kind=kind: first_model(d)[kind][0].update(name=""))
         assert "a tensor has no name" in refused(content)

@@ -227,7 +227,10 @@ def test_two_files_of_one_path_are_refused_unless_they_are_equal(
     ("changes", "message"),
     [
         ({"name": "a/b"}, "--name 'a/b'"),
+        ({"name": "x" * 129}, "1 to 128 letters"),
         ({"version": ""}, "--bundle-version is empty"),
+        ({"version": "x" * 201}, "--bundle-version has 201 characters"),
+        ({"version": "\udcff"}, "--bundle-version has a character that cannot be printed"),
         ({"key": Path("gone.key")}, "no key at gone.key"),
         ({"bundles": (Path("gone"),)}, "no bundle at gone"),
     ],

@@ -53,6 +53,8 @@ def test_the_version_of_a_model_is_its_own_and_must_fit_a_url(tmp_path: Path) ->
     request = pack_request(tmp_path, model_version="2.1", int8=None)
     with pytest.raises(UsageError, match=r"--model-version '2/1': use letters"):
         pack(replace(request, model_version="2/1"), say=quiet)
+    with pytest.raises(UsageError, match="--bundle-version has 201 characters"):
+        pack(replace(request, version="x" * 201), say=quiet)
     manifest = pack(request, say=quiet).manifest
     assert (manifest.version, manifest.models[0].version) == ("7", "2.1")
 

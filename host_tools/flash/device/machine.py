@@ -22,6 +22,7 @@ CONFIG = "etc/edge/agent.json"
 AGENT_UNIT = "edge-agent.service"
 # Finishes a trial that a power cut has interrupted.
 GATE_UNIT = "edge-gate.service"
+GATE_TIMER = "edge-gate.timer"
 READY_S = 300.0
 POLL_S = 0.5
 Say = Callable[[str], None]
@@ -153,8 +154,9 @@ class Machine:
             program, "install-unit", "--yes", "--root", str(self.root), "--executable", str(program)
         )
         self.systemctl("daemon-reload")
-        for unit in (AGENT_UNIT, GATE_UNIT):
-            self.systemctl("enable", unit, may_fail=unit == GATE_UNIT)  # an older agent has none
+        for unit in (AGENT_UNIT, GATE_UNIT, GATE_TIMER):
+            self.systemctl("enable", unit, may_fail=unit != AGENT_UNIT)  # an older agent has none
+        self.systemctl("start", GATE_TIMER, may_fail=True)
 
     def start_agent(self, verb: str = "start") -> None:
         """Start or restart the agent; one that had failed too often gets another chance."""

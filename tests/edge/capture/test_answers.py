@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.capture.answers import WHOLE, errors_between
+from edge.capture.answers import BEST_CLASS, WHOLE, errors_between
 from edge.oip import JSON_LENGTH_HEADER
 from edge.spec import datatype_from_numpy
 
@@ -148,3 +148,34 @@ def test_a_length_that_lies_differs() -> None:
         assert compare(({JSON_LENGTH_HEADER.lower(): text}, body), (headers, body))[WHOLE] == (
             math.inf
         )
+
+
+def by_class(got: Answer, reference: Answer) -> dict[str, float]:
+    return errors_between(got, reference, max_bytes=CAP, scores="y")
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_of_a_classifier_the_best_class_of_every_row_counts(binary: bool) -> None:
+    reference = answer({"y": Y, "z": Y}, binary=binary)
+    scaled = answer({"y": 7 * Y, "z": Y}, binary=binary)
+    assert by_class(scaled, reference) == {BEST_CLASS: 0.0, "z": 0.0}
+    other = Y.copy()
+    other[1] = other[1][::-1]
+    assert by_class(answer({"y": other, "z": Y}, binary=binary), reference)[BEST_CLASS] == math.inf
+
+
+@pytest.mark.parametrize("wrong", [Y[:2], Y[:, :3], np.full_like(Y, np.nan), Y.astype(np.int64)])
+def test_scores_that_are_none_are_no_other_class(wrong: np.ndarray) -> None:
+    found = by_class(answer({"y": wrong}, binary=True), answer({"y": Y}, binary=True))
+    assert found == {"y": math.inf}
+
+
+def test_of_named_classes_the_first_of_every_row_counts() -> None:
+    def named(*labels: str, score: float = 0.9) -> Answer:
+        rows = [[{"label": label, "number": 1, "score": score}] for label in labels]
+        return document({"model_name": "m", "predictions": rows})
+
+    assert by_class(named("cat", "dog", score=0.5), named("cat", "dog")) == {BEST_CLASS: 0.0}
+    assert by_class(named("cat", "cat"), named("cat", "dog")) == {BEST_CLASS: math.inf}
+    assert by_class(named("cat"), named("cat", "dog")) == {WHOLE: math.inf}
+    assert by_class(document({"error": "no"}), named("cat")) == {WHOLE: math.inf}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge.capture.answers import Closeness
 from edge.capture.replay_report import Latency, Report
 from edge.gate import checks
 from edge.gate.limits import SLACK_BYTES, SLACK_MS, Limits
@@ -55,12 +56,37 @@ def test_a_model_on_the_cpu_that_was_packed_for_a_gpu_fails() -> None:
 
 @pytest.mark.parametrize(("held", "passed"), [(0, False), (1, True)])
 def test_a_model_that_says_gpu_and_holds_no_memory_there_fails(held: int, passed: bool) -> None:
-    backend, gpu = checks.backend_checks(seen(means="engine", gpu=held))
-    assert (backend.passed, gpu.passed) == (True, passed)
+    found = seen(means="engine", gpu=held)
+    (gpu,) = checks.gpu_checks(found, 50.0)
+    assert (gpu.passed, checks.needs_load(found)) == (passed, False)
 
 
-def test_a_gpu_whose_memory_nobody_can_tell_is_believed() -> None:
-    assert [c.passed for c in checks.backend_checks(seen(means="engine"))] == [True]
+@pytest.mark.parametrize(
+    ("model", "load", "passed", "measured"),
+    [
+        ({"means": "ort-cuda"}, 3.0, True, "a GPU at 3 %"),
+        ({"means": "ort-cuda"}, 0.0, False, "GPUs at 0 %"),
+        ({"means": "ort-cuda", "memory_bytes": 1 << 20}, 0.0, False, "GPUs at 0 %"),
+        ({"means": "engine", "memory_bytes": 1 << 20}, 3.0, True, "a GPU at 3 %"),
+        ({"means": "engine", "memory_bytes": 1 << 20}, 0.0, True, "an engine that holds 1 MB"),
+        ({"means": "engine", "memory_bytes": 1 << 20}, None, True, "an engine that holds 1 MB"),
+        ({"means": "engine"}, 0.0, False, "GPUs at 0 %"),
+        ({"means": "engine"}, None, True, "cannot be told"),
+        ({"means": "ort-cuda"}, None, True, "cannot be told"),
+    ],
+)
+def test_where_memory_is_not_told_by_process_other_signs_of_the_gpu_count(
+    model: dict[str, Any], load: float | None, passed: bool, measured: str
+) -> None:
+    found = seen(**model)
+    (gpu,) = checks.gpu_checks(found, load)
+    assert (gpu.passed, checks.needs_load(found)) == (passed, True)
+    assert gpu.measured.startswith(measured)
+
+
+def test_a_model_on_the_cpu_is_not_asked_for_its_gpu() -> None:
+    assert list(checks.gpu_checks(seen(gpu=1), 50.0)) == []
+    assert not checks.needs_load(seen())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +117,7 @@ def test_p95_is_held_against_the_bundle_before(
 ) -> None:
     before = {"affine": answers(p95_ms=before_ms)}
     now = [answers(p95_ms=now_ms)]
-    (check,) = checks.latency_checks(before, now, measured(0.001), VARIANTS, LIMITS)
+    (check,) = checks.latency_checks(before, now, measured(100.0), VARIANTS, LIMITS)
     assert check.passed is passed
     assert SLACK_MS == 2.0
 
@@ -103,6 +129,31 @@ def test_without_a_bundle_before_p95_is_held_against_the_manifest(
     now = [answers(p95_ms=now_ms)]
     (check,) = checks.latency_checks({}, now, measured(4.0), VARIANTS, LIMITS)
     assert (check.passed, "4.00 recorded" in check.limit) == (passed, True)
+
+
+def releases_until_refused(recorded_ms: float | None, *, first_ms: float, growth: float) -> int:
+    """How many releases in a row pass, each slower than the one before by the same factor."""
+    manifest = MANIFEST if recorded_ms is None else measured(recorded_ms)
+    before, now_ms = {"affine": answers(p95_ms=first_ms)}, first_ms
+    for release in range(50):
+        now_ms *= growth
+        now = answers(p95_ms=now_ms)
+        (check,) = checks.latency_checks(before, [now], manifest, VARIANTS, LIMITS)
+        if not check.passed:
+            return release
+        before = {"affine": now}
+    return 50
+
+
+def test_releases_that_get_slower_little_by_little_are_stopped_by_the_manifest() -> None:
+    # 5 ms * 1.4 ** n is within 10 x 4 ms for n up to 6.
+    assert releases_until_refused(4.0, first_ms=5.0, growth=1.4) == 6
+    assert releases_until_refused(None, first_ms=5.0, growth=1.4) == 50
+
+
+def test_a_device_that_was_beyond_the_figures_before_is_held_against_itself_alone() -> None:
+    assert releases_until_refused(4.0, first_ms=41.0, growth=1.4) == 50
+    assert releases_until_refused(4.0, first_ms=41.0, growth=1.6) == 0
 
 
 def test_a_new_model_that_nobody_measured_has_nothing_to_be_held_against() -> None:
@@ -135,6 +186,19 @@ def test_without_a_bundle_before_memory_is_held_against_the_manifest() -> None:
     for peak, passed in ((most, True), (most + 1, False)):
         assert checks.memory_check(None, peak, manifest, VARIANTS, LIMITS).passed is passed
     assert checks.memory_check(None, 1 << 50, MANIFEST, VARIANTS, LIMITS).passed
+
+
+def test_memory_that_grows_little_by_little_is_stopped_by_the_manifest() -> None:
+    (model,) = MANIFEST.models
+    variants = tuple(replace(v, memory_bytes=100 << 20) for v in model.variants)
+    manifest = replace(MANIFEST, models=(replace(model, variants=variants),))
+    most = 10 * (100 << 20) + 4 * SLACK_BYTES
+    for before, peak, passed in (
+        (most - 1, most, True),
+        (most - 1, most + 1, False),
+        (most + 1, most + 2, True),
+    ):
+        assert checks.memory_check(before, peak, manifest, VARIANTS, LIMITS).passed is passed
 
 
 def probation(first: Seen, last: Seen, *interruptions: str) -> dict[str, bool]:
@@ -174,24 +238,41 @@ def test_errors_since_the_switch_are_a_burst_beyond_their_share(
     assert found["no error burst"] is passed
 
 
-def replayed(*, is_same: bool, now_ms: float | None) -> dict[str, bool]:
+NUMBERS = {"affine": Closeness(tolerance=0.1)}
+CLASSES = {"affine": Closeness(tolerance=0.1, scores="y")}
+
+
+def replayed(
+    *, different: int = 0, reclassified: int = 0, compared: int = 3, now_ms: float | None = 9.0,
+    closeness: dict[str, Closeness] = NUMBERS,
+) -> dict[str, bool]:  # fmt: skip
     latencies = [(name, ms) for name, ms in (("recorded", 10.0), ("now", 9.0), ("against", now_ms))]
     report = Report(
-        is_same=is_same, requests=3, compared=3, not_compared=0, outputs=(), statuses={},
-        problems={}, differing=() if is_same else (2,),
+        is_same=not different, requests=compared, compared=compared, not_compared=0, outputs=(),
+        statuses={}, problems={}, differing=tuple(range(different))[:10], different=different,
+        reclassified=reclassified,
         latency=tuple(Latency(who=w, p50_ms=ms, p95_ms=ms, p99_ms=ms) for w, ms in latencies),
     )  # fmt: skip
-    return {check.name: check.passed for check in checks.replay_checks(report, LIMITS)}
+    found = checks.replay_checks(report, LIMITS, closeness)
+    return {check.name: check.passed for check in found}
 
 
 def test_a_replay_must_be_answered_alike_and_as_fast() -> None:
-    assert replayed(is_same=True, now_ms=15.0) == {
-        "replay answers": True,
-        "replay p95 latency": True,
-    }
-    assert not replayed(is_same=False, now_ms=9.0)["replay answers"]
-    assert not replayed(is_same=True, now_ms=15.1)["replay p95 latency"]
-    assert not replayed(is_same=True, now_ms=None)["replay p95 latency"]
+    assert replayed(now_ms=15.0) == {"replay answers": True, "replay p95 latency": True}
+    assert not replayed(different=1)["replay answers"]
+    assert not replayed(now_ms=15.1)["replay p95 latency"]
+    assert not replayed(now_ms=None)["replay p95 latency"]
+
+
+@pytest.mark.parametrize(
+    ("reclassified", "compared", "passed"),
+    [(1, 3, True), (2, 3, False), (20, 1000, True), (21, 1000, False)],
+)
+def test_two_bundles_within_the_accuracy_gate_may_part_on_a_fiftieth(
+    reclassified: int, compared: int, passed: bool
+) -> None:
+    found = replayed(reclassified=reclassified, compared=compared, closeness=CLASSES)
+    assert (found["replay answers"], found["replay classes"]) == (True, passed)
 
 
 def test_the_reason_names_what_failed_and_nothing_else() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -278,6 +279,46 @@ def test_a_trial_whose_gate_was_killed_is_finished_by_the_next(device: Device) -
     # What was measured before the power went is still what it is held against.
     assert "before" in next(c for c in report["checks"] if "latency" in c["name"])["limit"]
     assert device.run("gate", "--port", str(device.port)) == (0, {"verdict": "nothing-on-trial"})
+
+
+@pytest.mark.parametrize("goes", ["the terminal", "the reader"])
+def test_a_judge_whose_terminal_or_reader_goes_away_ends_its_trial(
+    device: Device, goes: str
+) -> None:
+    device.start()
+    keys = ("--trusted-keys", str(device.root / "keys"), "--port", str(device.port))
+    words = device.command("install", str(device.bundle("one", 2.0)), *keys, *FAST)
+    reader, writer = os.pipe()
+    with subprocess.Popen(words, stderr=writer, stdout=writer) as process:
+        os.close(writer)
+        device.await_trial()
+        if goes == "the terminal":
+            process.send_signal(signal.SIGHUP)
+        else:
+            os.close(reader)
+        process.wait(DEADLINE_S)
+    if goes == "the terminal":
+        os.close(reader)
+    state = state_in(device.root / "slots")
+    assert state.candidate is None
+    assert state.last is not None
+    assert (state.last.result, state.last.bundle.version) == ("committed", "one")
+
+
+def test_a_judge_that_waits_takes_over_from_one_that_is_killed(device: Device) -> None:
+    device.start()
+    assert device.install(device.bundle("one", 2.0))[0] == 0
+    keys = ("--trusted-keys", str(device.root / "keys"), "--port", str(device.port))
+    words = device.command("install", str(device.bundle("two", 3.0)), *keys, "--probation-s", "600")
+    waiting = device.command("gate", "--port", str(device.port), *FAST, "--wait", "--json")
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        device.await_trial()
+        assert device.run("gate", "--port", str(device.port), *FAST)[0] == 1  # it is being judged
+        with subprocess.Popen(waiting, stdout=subprocess.PIPE) as other:
+            process.kill()
+            report, _ = other.communicate(timeout=DEADLINE_S)
+    assert json.loads(report)["verdict"] == "committed"
+    assert device.answer() == expected(3.0)
 
 
 def test_an_agent_that_never_comes_fails_the_trial(device: Device) -> None:

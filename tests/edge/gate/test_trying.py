@@ -20,6 +20,7 @@ from edge.gate.gate import Gate, Judge
 from edge.gate.questions import Answers
 from edge.gate.report import GateReport
 from edge.http_client import AgentClient
+from edge.slots.state import SlotsState
 from edge.slots.store import Store
 from tests.edge.gate.test_hostile_agents import LIMITS, FakeAgent, Time, agent, said
 from tests.edge.slots.slot_bundles import Packed, packed, stage
@@ -141,6 +142,35 @@ def test_a_bundle_that_was_slow_once_is_kept(scene: Scene, agent: FakeAgent) -> 
     assert scene.judge().passed
 
 
+@pytest.mark.parametrize("when", ["it is measured", "the trial begins"])
+def test_a_rollback_by_hand_before_the_trial_is_told_as_such(
+    scene: Scene, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def roll_back() -> None:
+        Store.seen(scene.store.root).roll_back("changed my mind")
+
+    if when == "it is measured":
+
+        def answer() -> tuple[int, bytes]:
+            if scene.store.state.candidate is not None:
+                roll_back()
+            return 200, golden_answer(scene.served)
+
+        agent.answers = answer
+    else:
+        begin_trial = scene.store.begin_trial
+
+        def begin_and_end() -> SlotsState:
+            begin_trial()
+            roll_back()
+            return scene.store.state
+
+        monkeypatch.setattr(scene.store, "begin_trial", begin_and_end)
+    report = scene.judge()
+    assert (report.verdict, report.serves) == ("cancelled", scene.old.id)
+    assert report.reason == "the trial was ended by a rollback: changed my mind"
+
+
 def test_damage_in_the_bundle_in_service_keeps_no_good_one_out(scene: Scene) -> None:
     (model,) = scene.old.parsed.models
     golden = scene.old.parsed.artifact(model.golden.cases[0].outputs[0].artifact).sha256
@@ -175,6 +205,32 @@ def test_memory_that_grows_in_the_probation_goes_back(
 
     agent.says = growing
     assert_old_is_back(scene, scene.judge(), {"peak memory"})
+
+
+@pytest.mark.parametrize(("busy", "verdict"), [(False, "rolled-back"), (True, "committed")])
+def test_onnx_runtime_that_leaves_its_gpu_idle_while_it_is_asked_goes_back(
+    scene: Scene, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, busy: bool, verdict: str
+) -> None:
+    """A device that tells no memory by process, as a Jetson: its load decides, seen in time."""
+    monkeypatch.setattr("edge.gate.gate.PAUSE_S", 0.25)
+    asked: list[float] = []
+
+    def answer() -> tuple[int, bytes]:
+        asked.append(scene.time.now)
+        return 200, golden_answer(scene.served)
+
+    def tell() -> dict[str, Any]:
+        # What is read once a second misses what was asked before.
+        is_seen = busy and scene.is_on_trial and len(set(asked)) > 1
+        gpus = [{"utilization_percent": 7.5 if is_seen else 0.0}]
+        models = [{**MODEL, "means": "ort-cuda", "requests": {}}]
+        return scene.telemetry(models=models, machine={"rss_bytes": 1, "gpus": gpus})
+
+    agent.says, agent.answers = tell, answer
+    report = scene.judge()
+    (gpu,) = (check for check in report.checks if check.name == "affine GPU")
+    assert (report.verdict, gpu.passed) == (verdict, busy)
+    assert gpu.measured == f"{'a GPU at 7.5' if busy else 'GPUs at 0'} % while it was asked"
 
 
 @pytest.mark.parametrize(

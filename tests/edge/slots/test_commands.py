@@ -8,7 +8,14 @@ from click.testing import CliRunner, Result
 
 from edge.bundle import MANIFEST_NAME, SIGNATURE_NAME, open_bundle
 from edge.cli import cli
-from edge.errors import BundleError, EdgeError, RefusedBundleError, SlotsError, TrustError
+from edge.errors import (
+    BundleError,
+    EdgeError,
+    RefusedBundleError,
+    SlotsError,
+    TrustError,
+    UsageError,
+)
 from edge.slots.layout import state_in
 from edge.slots.state import MAX_ATTEMPTS
 from edge.slots.store import Store
@@ -143,6 +150,16 @@ def test_what_was_rolled_back_is_not_installed_again_unless_asked(device: Device
     assert isinstance(error, RefusedBundleError)
     assert "too slow" in str(error)
     assert device.json("install", "new", "--stage-only", "--again")["result"] == "staged"
+
+
+@pytest.mark.parametrize("words", [("--dry-run", "--json"), ("--json",)])
+def test_a_reason_that_is_no_utf8_is_kept_as_far_as_it_is(
+    device: Device, words: tuple[str, ...]
+) -> None:
+    device.commit("old")
+    device.begin_trial("new")
+    told = device.json("rollback", "--reason", "\udcff slow", *words[:-1])
+    assert told["reason"] == "? slow"
 
 
 def test_a_rollback_by_hand_goes_to_the_previous_bundle_once(device: Device) -> None:
@@ -301,6 +318,35 @@ def test_without_a_folder_of_slots_a_command_says_how_to_name_one(tmp_path: Path
     for words in (["slots", "status"], ["rollback"], ["slots", "clean"], ["slots", "begin"]):
         result = CliRunner().invoke(cli, words, standalone_mode=False)
         assert "--slots DIR" in str(result.exception)
+
+
+@pytest.mark.parametrize("words", [("rollback",), ("gate",), ("gate", "--dry-run")])
+def test_a_folder_that_is_not_there_is_no_device(tmp_path: Path, words: tuple[str, ...]) -> None:
+    gone = tmp_path / "gone"
+    result = CliRunner().invoke(cli, [*words, "--slots", str(gone)], standalone_mode=False)
+    assert isinstance(result.exception, UsageError)
+    assert f"there are no slots at {gone}" in str(result.exception)
+    assert not gone.exists()
+
+
+def test_dry_runs_of_the_judge_and_of_a_start_change_nothing(device: Device) -> None:
+    device.commit("old")
+    assert device.json("gate", "--dry-run")["verdict"] == "nothing-on-trial"
+    assert "nothing to count" in device.told("slots", "begin", "--dry-run")
+    device.begin_trial("new")
+    before = state_in(device.root)
+    assert device.json("gate", "--dry-run")["bundle"]["id"] == device.bundles["new"].id
+    assert "would judge affine-bundle new" in device.told("gate", "--dry-run")
+    assert device.json("slots", "begin", "--dry-run") == {
+        "counted": False, "starts": 1, "serving": before.serving,
+    }  # fmt: skip
+    assert "would count start 1" in device.told("slots", "begin", "--dry-run")
+    assert state_in(device.root) == before
+    for _ in range(MAX_ATTEMPTS):
+        device.told("slots", "begin")
+    result = device.run("slots", "begin", "--dry-run")
+    assert "would roll back affine-bundle new" in result.stderr
+    assert device.served() == "new"
 
 
 def test_the_status_fits_eighty_columns(device: Device) -> None:

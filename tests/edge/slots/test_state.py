@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -221,6 +222,24 @@ def test_refusals_and_reasons_are_bounded() -> None:
     assert all(len(r.reason) <= MAX_REASON_CHARACTERS and "\n" not in r.reason
                for r in state.refused)  # fmt: skip
     assert len(bytes_from_state(state)) < MAX_STATE_BYTES
+
+
+@pytest.mark.parametrize("field", ["name", "version", "release"])
+def test_a_state_that_could_not_be_read_again_is_not_written(field: str) -> None:
+    long = replace(bundle(2), **{field: "x" * 1001})
+    state = after(EMPTY, *committed(1), FetchBegun(bundle=long))
+    with pytest.raises(SlotsError, match="stay as they are"):
+        bytes_from_state(state)
+
+
+@pytest.mark.parametrize("reason", ["x" * 10_000, "\udcff too slow", "\0" * 10_000])
+def test_any_reason_is_kept_in_a_form_that_can_be_read_again(reason: str) -> None:
+    state = after(EMPTY, *committed(1), *trial(2), RollbackAsked(reason=reason))
+    assert state_from_bytes(bytes_from_state(state)) == state
+    kept = state.refusal(bundle(2).id)
+    assert kept is not None
+    assert kept.reason[:1] in {"x", "?", "\0"}
+    assert kept.reason.endswith("…" if len(reason) > 1000 else "slow")
 
 
 def content(**changes: object) -> bytes:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from edge.errors import (
     SpaceError,
     TrustError,
 )
+from edge.slots.layout import state_in
 from edge.slots.store import Store
-from tests.edge.slots.slot_bundles import CPU, TRUSTED, Packed, fill, packed, stage
+from edge.trust import sign
+from tests.edge.slots.slot_bundles import CPU, KEY, TRUSTED, Packed, fill, packed, stage
 
 
 @pytest.fixture
@@ -45,6 +48,22 @@ def served_version(store: Store) -> str:
     assert slot is not None
     bundle = open_bundle(store.slot_path(slot), TRUSTED, is_slot=True)
     return bundle.manifest.version
+
+
+@pytest.mark.parametrize("length", [201, 1001, 100_000])
+def test_a_version_that_the_state_could_not_hold_is_refused_before_anything_is_written(
+    store: Store, old: Packed, tmp_path: Path, length: int
+) -> None:
+    commit(store, old)
+    head, tail = old.manifest.rsplit(b'"1"', 1)
+    manifest = head + b'"%s"' % (b"x" * length) + tail
+    signature = sign(manifest, KEY.private_pem, name="test key")
+    long = replace(old, manifest=manifest, signature=signature)
+    before = state_in(store.root)
+    with pytest.raises(BundleError, match="200 are the most"):
+        stage(store, long)
+    assert state_in(store.root) == before
+    assert served_version(store) == "1"
 
 
 def test_a_committed_bundle_is_served_from_its_slot(store: Store, old: Packed, new: Packed) -> None:

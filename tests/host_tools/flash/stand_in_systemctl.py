@@ -43,7 +43,7 @@ def enable(unit: str) -> int:
 
 
 def start(unit: str) -> int:
-    if is_active(unit) == 0:
+    if is_active(unit) == 0 or unit.endswith(".timer"):  # nobody waits for a timer here
         return 0
     service = service_of(unit)
     if service.get("Type") == ["oneshot"]:

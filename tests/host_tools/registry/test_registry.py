@@ -159,6 +159,34 @@ def test_a_dry_run_writes_nothing(
     assert "would register net-edge" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///{}/new.db", "sqlite:///new.db", "file://{}/runs", "new"]
+)
+def test_a_dry_run_makes_no_registry_where_there_is_none(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    uri: str,
+) -> None:  # fmt: skip
+    run("pack", net / "model.onnx", "--golden", net / "samples.npz", "--name", "plain",
+        "--threads", 1, "--out", tmp_path / "plain")  # fmt: skip
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    capsys.readouterr()
+    words = (tmp_path / "plain", "--registry", uri.format(tmp_path / "work"), "--allow-unsigned",
+             "--dry-run")  # fmt: skip
+    found = registered(capsys, *words)
+    assert (found["name"], found["version"], found["is_new"]) == ("plain", None, False)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("alias", ["", "a b", "a@b", "latest", "v1", "V12", "x" * 256])
+def test_an_alias_that_mlflow_refuses_is_refused_before_anything_is_written(
+    bundle: Path, registry: str, client: Any, alias: str
+) -> None:
+    with pytest.raises(UsageError, match="--alias"):
+        run("register", bundle, "--registry", registry, "--allow-unsigned", "--alias", alias)
+    assert client.get_experiment_by_name("edge-kit") is None
+
+
 def test_a_bundle_that_nobody_trusted_signed_is_not_registered(bundle: Path, registry: str) -> None:
     with pytest.raises(BundleError):
         run("register", bundle, "--registry", registry)
