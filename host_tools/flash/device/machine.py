@@ -186,4 +186,5 @@ class Machine:
             state = json.loads(text_of(self.root / SLOTS / "state.json") or "{}")
         except ValueError:
             return {}
-        return {key: value for key, value in dict(state).items() if value is not None}
+        items = state.items() if isinstance(state, dict) else ()
+        return {key: value for key, value in items if value is not None}

@@ -21,6 +21,7 @@ from host_tools.flash.device.files import (
     receive,
 )
 from host_tools.flash.device.machine import POLL_S, READY_S
+from host_tools.flash.device.pending import noted_in, outdated, settle, tries_again
 from host_tools.flash.device.status import status
 from host_tools.flash.device.steps import DOCUMENT_NAME, MAX_DOCUMENT_BYTES, Setup
 
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print the outcome as JSON")
         if name == "apply":
             verb.add_argument("--dry-run", action="store_true", help="tell what would change")
+            verb.add_argument("--boot", action="store_true", help="go on with what was cut")
             verb.add_argument("--again", action="store_true", help="even if it was rolled back")
             verb.add_argument("--ignore-doctor", action="store_true", help="even if it is ill")
             verb.add_argument(
@@ -108,6 +110,8 @@ def _apply(options: argparse.Namespace, stream: BinaryIO) -> Json:
     payload = Path(options.payload)
     with contextlib.nullcontext() if options.dry_run else _alone(payload, options.wait_s):
         setup = Setup(payload, _document(payload), root, say=_say, dry_run=options.dry_run)
+        if options.boot:
+            _go_on(setup, options)
         return _outcome(
             setup,
             lambda: setup.apply(
@@ -115,7 +119,19 @@ def _apply(options: argparse.Namespace, stream: BinaryIO) -> Json:
                 ignore_doctor=options.ignore_doctor,
                 ready_s=options.ready_s,
             ),
+            is_boot=options.boot,
         )
+
+
+def _go_on(setup: Setup, options: argparse.Namespace) -> None:
+    """Take up the flags of a setup that was cut; raises StopError if it is out of date."""
+    noted, slots = noted_in(setup.payload), setup.machine.slots()
+    reason = outdated(noted, setup.document, slots, setup.wanted["bundle"]["id"])
+    if reason is not None:
+        settle(setup.payload)
+        raise StopError("refused", reason)
+    options.again = tries_again(noted, slots)
+    options.ignore_doctor = noted["flags"].get("ignore_doctor", False)
 
 
 def _place(options: argparse.Namespace, stream: BinaryIO) -> Json:
@@ -125,17 +141,29 @@ def _place(options: argparse.Namespace, stream: BinaryIO) -> Json:
         return _outcome(setup, setup.place, state="placed")
 
 
-def _outcome(setup: Setup, work: Callable[[], None], state: str = "done") -> Json:
-    """Return what became of a setup; raises StopError with the steps that were taken."""
+def _outcome(
+    setup: Setup, work: Callable[[], None], state: str = "done", *, is_boot: bool = False
+) -> Json:
+    """Return what became of a setup; raises StopError with the steps that were taken.
+
+    A setup that ended is settled, but for one that a boot may finish: what failed at a boot, as
+    nobody was told, and what a sender brings files for.
+    """
     try:
         work()
-    except StopError as stop:
-        if stop.state == "rolled-back":
-            setup.settle()
+    except (StopError, OSError) as error:
+        is_final = not is_boot
+        if isinstance(error, StopError):
+            is_final = error.state == "rolled-back" or (not is_boot and error.state != "needs")
+        if is_final and not setup.dry_run:
+            settle(setup.payload)
+        if not isinstance(error, StopError):
+            raise
+        stop = error
         stop.more.update(steps=setup.steps, changed=setup.changed)
         raise
     if state == "done" and not setup.dry_run:
-        setup.settle()
+        settle(setup.payload)
     return {"state": state, "changed": setup.changed, "steps": setup.steps, "gate": setup.gate}
 
 

@@ -34,14 +34,15 @@ from host_tools.flash.device.files import (
     write,
 )
 from host_tools.flash.device.machine import CONFIG, KEYS, READY_S, Answer, Machine, Say
+from host_tools.flash.device.pending import PENDING, note_pending, settle
 
 UNITS = "etc/systemd/system"
 BOOT_UNIT = "edge-setup.service"
 SCRIPT_NAME = "device_setup.pyz"
 DOCUMENT_NAME = "payload.json"
 MAX_DOCUMENT_BYTES = 8 << 20
-# Kept beside the payload: a setup is under way; how it was before.
-PENDING, BEFORE = "pending", "before.json"
+# Kept beside the payload: how it was before.
+BEFORE = "before.json"
 _UNIT = """\
 # Finishes what `edge-kit flash` began: at the first boot of an image, or after a power cut.
 [Unit]
@@ -51,7 +52,7 @@ After=local-fs.target
 
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/python3 {payload}/{script} apply {payload}
+ExecStart=/usr/bin/python3 {payload}/{script} apply {payload} --boot
 TimeoutStartSec=infinity
 
 [Install]
@@ -66,7 +67,7 @@ class Setup:
         self, payload: Path, document: bytes, root: Path, *, say: Say, dry_run: bool = False
     ) -> None:
         self.payload, self.root, self.dry_run, self._say = payload, root, dry_run, say
-        self.wanted = _wanted(document)
+        self.document, self.wanted = document, _wanted(document)
         self.machine = Machine(root, say)
         self.steps: List[Json] = []
         self.gate: Optional[Json] = None  # how the trial was judged, if there was one
@@ -97,7 +98,7 @@ class Setup:
             return
         self._examine(ignore=ignore_doctor)
         self._need(self._missing_blobs(again=again))
-        write(self.payload / PENDING, b"")
+        self._note(again=again, ignore_doctor=ignore_doctor)
         self._switch(ready_s)
         self._install_bundle(again=again, ready_s=ready_s)
         self._clean()
@@ -110,12 +111,11 @@ class Setup:
         self._place_keys()
         self._place_boot_unit(Path("/"))
         if not self.dry_run:
-            write(self.payload / PENDING, b"")
+            self._note(again=False, ignore_doctor=False)
         self._step("first boot", False, BOOT_UNIT + " makes the agent and installs the bundle")
 
-    def settle(self) -> None:
-        """Forget a setup that ended, for better or worse: the next boot shall not repeat it."""
-        remove(self.payload / PENDING)
+    def _note(self, **flags: bool) -> None:
+        note_pending(self.payload, self.document, self.machine.slots(), **flags)
 
     def _place_keys(self) -> None:
         """Add the keys that may sign; those that are there already stay."""
@@ -262,7 +262,7 @@ class Setup:
                 "rolled-back" if went_back else "failed", "{}: {}".format(name, reason), report=told
             )
         # Whatever comes now, a later boot must not install this bundle over a newer one.
-        self.settle()
+        settle(self.payload)
         if self.machine.manager is not None:
             self.machine.start_agent()
             self.machine.wait_ready(ready_s)
