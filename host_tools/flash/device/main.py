@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ WAIT_S = 300.0
 def main(arguments: Optional[List[str]] = None, stdin: Optional[BinaryIO] = None) -> int:
     """Run one verb; print what became of it and return the exit code."""
     options = _parser().parse_args(arguments)
+    # What the agent reads as another user is made here, whatever the login's umask.
+    os.umask(0o022)
     stream = sys.stdin.buffer if stdin is None else stdin
     try:
         told, status = _VERBS[options.verb](options, stream), DONE

@@ -30,6 +30,7 @@ from host_tools.flash.device.files import (
     linked,
     received_bytes,
     remove,
+    resolved,
     text_of,
     write,
 )
@@ -125,23 +126,23 @@ class Setup:
             if folder != "keys" or self._has_key(name, file):
                 continue
             # Another key of this name may have signed what the device goes back to.
-            if os.path.lexists(str(self.root / KEYS / name)):
+            if os.path.lexists(str(resolved(self.root, KEYS) / name)):
                 name = _second_name(name, file)
             new.append(name)
             if not self.dry_run:
-                write(self.root / KEYS / name, (self.payload / file["path"]).read_bytes())
+                write(resolved(self.root, KEYS) / name, (self.payload / file["path"]).read_bytes())
         self._step("keys", bool(new), ", ".join(new))
 
     def _has_key(self, name: str, file: Json) -> bool:
-        paths = [self.root / KEYS / one for one in (name, _second_name(name, file))]
+        paths = [resolved(self.root, KEYS) / one for one in (name, _second_name(name, file))]
         return any(path.is_file() and is_digest(path, file) for path in paths)
 
     def _place_boot_unit(self, runtime_root: Path) -> None:
         """Write and enable the unit that finishes a setup at boot."""
-        path = self.root / UNITS / BOOT_UNIT
+        path = resolved(self.root, UNITS) / BOOT_UNIT
         payload = runtime_root / PAYLOAD
         text = _UNIT.format(payload=payload, pending=PENDING, script=SCRIPT_NAME)
-        enabled = path.parent / "multi-user.target.wants" / BOOT_UNIT
+        enabled = resolved(self.root, UNITS + "/multi-user.target.wants") / BOOT_UNIT
         new = text_of(path) != text.rstrip("\n") or linked(enabled) != "../" + BOOT_UNIT
         if new and not self.dry_run:
             write(path, text.encode())

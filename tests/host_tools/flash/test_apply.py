@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -402,3 +403,16 @@ def test_a_setup_that_failed_and_said_so_is_not_repeated_by_a_boot(bench, first)
     status, report = bench.set_up(second(bench, fault="doctor"))
     assert (status, report["state"]) == (1, "refused")
     assert not (bench.payload / "pending").exists()
+
+
+def test_modes_do_not_follow_the_umask_of_the_login(bench, first):
+    first.write(bench.payload)
+    before = os.umask(0o077)
+    try:
+        assert bench.apply()[0] == 0
+    finally:
+        os.umask(before)
+    for name in ("etc/edge/trusted-keys", "etc/edge", "opt/edge-kit/agents", "opt/edge-kit"):
+        assert (bench.root / name).stat().st_mode & 0o777 == 0o755, name
+    agent = bench.root / "opt/edge-kit/current/bin"
+    assert (agent / "edge-agent").stat().st_mode & 0o755 == 0o755
