@@ -43,6 +43,12 @@ def main(arguments: Optional[List[str]] = None, stdin: Optional[BinaryIO] = None
     except OSError as error:
         told = {"state": "failed", "reason": str(error), "changed": False}
         status = ENVIRONMENT
+    with _unheard():
+        _tell(options, told)
+    return status
+
+
+def _tell(options: argparse.Namespace, told: Json) -> None:
     if options.json or options.verb == "status":
         sys.stdout.write(json.dumps(told, indent=1, sort_keys=True) + "\n")
     elif "reason" in told:
@@ -51,7 +57,20 @@ def main(arguments: Optional[List[str]] = None, stdin: Optional[BinaryIO] = None
         sys.stdout.write(described(told) + "\n")
     else:
         sys.stdout.write(told["state"] + ("" if told["changed"] else ", nothing changed") + "\n")
-    return status
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Go on without a listener: a connection that was cut must not stop a step half way."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is left in the buffers would be an error again at exit.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,8 +221,9 @@ def _document(payload: Path) -> bytes:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with _unheard():
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 _VERBS = {"facts": _facts, "status": _status, "receive": _receive, "apply": _apply, "place": _place}

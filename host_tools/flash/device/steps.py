@@ -88,6 +88,7 @@ class Setup:
         reason = refusal(device, self.wanted)
         if reason is not None:
             raise StopError("refused", reason)
+        self._config()  # one that cannot be merged with is refused before anything is written
         self._step("check", False, described(device))
         if not self.dry_run:
             self._need(self._missing_files())
@@ -103,6 +104,9 @@ class Setup:
         self._switch(ready_s)
         self._install_bundle(again=again, ready_s=ready_s)
         self._clean()
+        if self.machine.manager is None:
+            reason = "there is no systemd here, so that nothing serves or tries the bundle"
+            raise StopError("staged", reason + "; run edge-agent serve and edge-agent gate")
 
     def place(self) -> None:
         """Write what needs no program of the device; the rest is left to its first boot."""
@@ -304,10 +308,14 @@ class Setup:
     def _config(self) -> Tuple[str, bool]:
         """Return the configuration, wanted keys above those there, and whether it is new."""
         path = self.root / CONFIG
+        remedy = "mend it or move it away, and flash again"
         try:
-            there = json.loads(text_of(path) or "{}")
+            there = json.loads(_exact_text(path) or "{}")
         except ValueError as error:
-            raise StopError("refused", "{} is not JSON: {}".format(path, error)) from error
+            reason = "{} is not JSON in UTF-8: {}; {}".format(path, error, remedy)
+            raise StopError("refused", reason) from error
+        if not isinstance(there, dict):
+            raise StopError("refused", "{} does not hold an object; {}".format(path, remedy))
         own = {"slots": str(self.root / SLOTS), "trusted_keys": str(self.root / KEYS)}
         config = {**there, **self.wanted["config"], **own}
         return json.dumps(config, indent=1, sort_keys=True) + "\n", config != there

@@ -416,3 +416,41 @@ def test_modes_do_not_follow_the_umask_of_the_login(bench, first):
         assert (bench.root / name).stat().st_mode & 0o777 == 0o755, name
     agent = bench.root / "opt/edge-kit/current/bin"
     assert (agent / "edge-agent").stat().st_mode & 0o755 == 0o755
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"a": "\xff"}', b"7"])
+def test_a_configuration_that_cannot_be_merged_with_is_named_and_nothing_is_written(
+    bench, first, content
+):
+    path = bench.root / "etc/edge/agent.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    first.write(bench.payload)
+    status, report = bench.apply()
+    assert (status, report["state"]) == (1, "refused")
+    assert str(path) in report["reason"]
+    assert "flash again" in report["reason"]
+    assert not (bench.root / "etc/edge/trusted-keys").exists()
+
+
+def test_a_device_without_systemd_says_that_nothing_serves_the_bundle(bench, first):
+    (bench.root / "usr/bin/systemctl").rename(bench.root / "systemctl")
+    status, report = bench.set_up(first)
+    (bench.root / "systemctl").rename(bench.root / "usr/bin/systemctl")
+    assert (status, report["state"]) == (1, "staged")
+    assert "no systemd" in report["reason"]
+
+
+@pytest.mark.parametrize("heard_lines", [0, 3, 6])
+def test_a_setup_whose_listener_went_away_ends_all_the_same(bench, first, heard_lines):
+    first.write(bench.payload)
+    command = [sys.executable, "-I", str(bench.script), "apply", str(bench.payload)]
+    process = subprocess.Popen([*command, "--root", str(bench.root), "--json"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process.stdout.close()
+    for _ in range(heard_lines):
+        process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert (bench.served(), bench.agent()) == ("1", "1")
+    assert not (bench.payload / "pending").exists()
