@@ -10,7 +10,15 @@ import subprocess
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-from host_tools.flash.device.files import SPARE_BYTES, Json, digest_of, free_bytes, linked, text_of
+from host_tools.flash.device.files import (
+    SPARE_BYTES,
+    Json,
+    digest_of,
+    free_bytes,
+    linked,
+    resolved,
+    text_of,
+)
 
 SCHEMA = 1
 PAYLOAD = "var/lib/edge-kit/payload"
@@ -150,10 +158,10 @@ def _answer(command: List[str]) -> Optional[str]:
 
 def l4t_release(root: Path) -> Optional[str]:
     """Return the Linux for Tegra release, as `edge.target` finds it."""
-    match = _RELEASE.search(text_of(root / "etc/nv_tegra_release") or "")
+    match = _RELEASE.search(text_of(resolved(root, "etc/nv_tegra_release")) or "")
     if match:
         return "{}.{}".format(*match.groups())
-    match = _PACKAGE.search(text_of(root / "var/lib/dpkg/status") or "")
+    match = _PACKAGE.search(text_of(resolved(root, "var/lib/dpkg/status")) or "")
     return match.group(1).rstrip(".") if match else None
 
 

@@ -17,6 +17,7 @@ DONE, SAID_NO, USAGE, ENVIRONMENT, NEEDS = 0, 1, 2, 3, 4
 MAX_LINE_BYTES = 64 << 10
 MAX_TEXT_BYTES = 16 << 20
 CHUNK_BYTES = 1 << 20
+MAX_LINKS = 40
 # Left free by what is received, for the system's own files.
 SPARE_BYTES = 64 << 20
 _PLAIN = re.compile(r"[A-Za-z0-9._+-]+(/[A-Za-z0-9._+-]+)*")
@@ -101,6 +102,29 @@ def inside(folder: Path, name: Any) -> Path:
     return folder / str(name)
 
 
+def resolved(root: Path, name: str) -> Path:
+    """Return where root/name leads for who has root as its /: no link leads out of it.
+
+    Raises StopError if its links have no end.
+    """
+    place, left, links = root, name.split("/"), 0
+    while left:
+        part = left.pop(0)
+        if part == "..":
+            place = place if place == root else place.parent
+        elif part not in ("", "."):
+            target = linked(place / part)
+            if target is None:
+                place = place / part
+                continue
+            links += 1
+            if links > MAX_LINKS:
+                raise StopError("refused", "{}: its links have no end".format(root / name))
+            place = root if target.startswith("/") else place
+            left = target.split("/") + left
+    return place
+
+
 def is_whole(folder: Path, file: Json) -> bool:
     """Return whether a listed file is there with its size and digest."""
     path = inside(folder, file["path"])
@@ -130,12 +154,16 @@ def write(path: Path, content: bytes, *, mode: int = 0o644) -> bool:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=str(path.parent), prefix="." + path.name + ".")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fchmod(file.fileno(), mode)
-        os.fsync(file.fileno())
-    Path(name).replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink()
+        raise
     sync(path.parent)
     return True
 

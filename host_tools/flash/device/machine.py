@@ -120,12 +120,12 @@ class Machine:
     def is_ready(self) -> bool:
         """Return whether the agent serves."""
         try:
-            told = json.loads(text_of(self.root / CONFIG) or "{}")
+            found = json.loads(text_of(self.root / CONFIG) or "{}")
         except ValueError:
-            told = {}
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(  # noqa: S104 - replaced, not bound
-            told.get("host", "127.0.0.1"), told.get("host", "127.0.0.1")
-        )
+            found = {}
+        told: Json = found if isinstance(found, dict) else {}
+        host = str(told.get("host", "127.0.0.1"))
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
         url = "http://{}:{}/v2/health/ready".format(
             "[{}]".format(host) if ":" in host else host, told.get("port", 8000)
         )
@@ -188,4 +188,5 @@ class Machine:
             state = json.loads(text_of(self.root / SLOTS / "state.json") or "{}")
         except ValueError:
             return {}
-        return {key: value for key, value in dict(state).items() if value is not None}
+        items = state.items() if isinstance(state, dict) else ()
+        return {key: value for key, value in items if value is not None}

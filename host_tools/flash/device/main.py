@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from host_tools.flash.device.files import (
     receive,
 )
 from host_tools.flash.device.machine import POLL_S, READY_S
+from host_tools.flash.device.pending import noted_in, outdated, settle, tries_again
 from host_tools.flash.device.status import status
 from host_tools.flash.device.steps import DOCUMENT_NAME, MAX_DOCUMENT_BYTES, Setup
 
@@ -30,6 +32,8 @@ WAIT_S = 300.0
 def main(arguments: Optional[List[str]] = None, stdin: Optional[BinaryIO] = None) -> int:
     """Run one verb; print what became of it and return the exit code."""
     options = _parser().parse_args(arguments)
+    # What the agent reads as another user is made here, whatever the login's umask.
+    os.umask(0o022)
     stream = sys.stdin.buffer if stdin is None else stdin
     try:
         told, status = _VERBS[options.verb](options, stream), DONE
@@ -39,6 +43,12 @@ def main(arguments: Optional[List[str]] = None, stdin: Optional[BinaryIO] = None
     except OSError as error:
         told = {"state": "failed", "reason": str(error), "changed": False}
         status = ENVIRONMENT
+    with _unheard():
+        _tell(options, told)
+    return status
+
+
+def _tell(options: argparse.Namespace, told: Json) -> None:
     if options.json or options.verb == "status":
         sys.stdout.write(json.dumps(told, indent=1, sort_keys=True) + "\n")
     elif "reason" in told:
@@ -47,7 +57,20 @@ def main(arguments: Optional[List[str]] = None, stdin: Optional[BinaryIO] = None
         sys.stdout.write(described(told) + "\n")
     else:
         sys.stdout.write(told["state"] + ("" if told["changed"] else ", nothing changed") + "\n")
-    return status
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Go on without a listener: a connection that was cut must not stop a step half way."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is left in the buffers would be an error again at exit.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print the outcome as JSON")
         if name == "apply":
             verb.add_argument("--dry-run", action="store_true", help="tell what would change")
+            verb.add_argument("--boot", action="store_true", help="go on with what was cut")
             verb.add_argument("--again", action="store_true", help="even if it was rolled back")
             verb.add_argument("--ignore-doctor", action="store_true", help="even if it is ill")
             verb.add_argument(
@@ -108,6 +132,8 @@ def _apply(options: argparse.Namespace, stream: BinaryIO) -> Json:
     payload = Path(options.payload)
     with contextlib.nullcontext() if options.dry_run else _alone(payload, options.wait_s):
         setup = Setup(payload, _document(payload), root, say=_say, dry_run=options.dry_run)
+        if options.boot:
+            _go_on(setup, options)
         return _outcome(
             setup,
             lambda: setup.apply(
@@ -115,7 +141,19 @@ def _apply(options: argparse.Namespace, stream: BinaryIO) -> Json:
                 ignore_doctor=options.ignore_doctor,
                 ready_s=options.ready_s,
             ),
+            is_boot=options.boot,
         )
+
+
+def _go_on(setup: Setup, options: argparse.Namespace) -> None:
+    """Take up the flags of a setup that was cut; raises StopError if it is out of date."""
+    noted, slots = noted_in(setup.payload), setup.machine.slots()
+    reason = outdated(noted, setup.document, slots, setup.wanted["bundle"]["id"])
+    if reason is not None:
+        settle(setup.payload)
+        raise StopError("refused", reason)
+    options.again = tries_again(noted, slots)
+    options.ignore_doctor = noted["flags"].get("ignore_doctor", False)
 
 
 def _place(options: argparse.Namespace, stream: BinaryIO) -> Json:
@@ -125,17 +163,29 @@ def _place(options: argparse.Namespace, stream: BinaryIO) -> Json:
         return _outcome(setup, setup.place, state="placed")
 
 
-def _outcome(setup: Setup, work: Callable[[], None], state: str = "done") -> Json:
-    """Return what became of a setup; raises StopError with the steps that were taken."""
+def _outcome(
+    setup: Setup, work: Callable[[], None], state: str = "done", *, is_boot: bool = False
+) -> Json:
+    """Return what became of a setup; raises StopError with the steps that were taken.
+
+    A setup that ended is settled, but for one that a boot may finish: what failed at a boot, as
+    nobody was told, and what a sender brings files for.
+    """
     try:
         work()
-    except StopError as stop:
-        if stop.state == "rolled-back":
-            setup.settle()
+    except (StopError, OSError) as error:
+        is_final = not is_boot
+        if isinstance(error, StopError):
+            is_final = error.state == "rolled-back" or (not is_boot and error.state != "needs")
+        if is_final and not setup.dry_run:
+            settle(setup.payload)
+        if not isinstance(error, StopError):
+            raise
+        stop = error
         stop.more.update(steps=setup.steps, changed=setup.changed)
         raise
     if state == "done" and not setup.dry_run:
-        setup.settle()
+        settle(setup.payload)
     return {"state": state, "changed": setup.changed, "steps": setup.steps, "gate": setup.gate}
 
 
@@ -171,8 +221,9 @@ def _document(payload: Path) -> bytes:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with _unheard():
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 _VERBS = {"facts": _facts, "status": _status, "receive": _receive, "apply": _apply, "place": _place}

@@ -30,18 +30,20 @@ from host_tools.flash.device.files import (
     linked,
     received_bytes,
     remove,
+    resolved,
     text_of,
     write,
 )
 from host_tools.flash.device.machine import CONFIG, KEYS, READY_S, Answer, Machine, Say
+from host_tools.flash.device.pending import PENDING, note_pending, settle
 
 UNITS = "etc/systemd/system"
 BOOT_UNIT = "edge-setup.service"
 SCRIPT_NAME = "device_setup.pyz"
 DOCUMENT_NAME = "payload.json"
 MAX_DOCUMENT_BYTES = 8 << 20
-# Kept beside the payload: a setup is under way; how it was before.
-PENDING, BEFORE = "pending", "before.json"
+# Kept beside the payload: how it was before.
+BEFORE = "before.json"
 _UNIT = """\
 # Finishes what `edge-kit flash` began: at the first boot of an image, or after a power cut.
 [Unit]
@@ -51,7 +53,7 @@ After=local-fs.target
 
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/python3 {payload}/{script} apply {payload}
+ExecStart=/usr/bin/python3 {payload}/{script} apply {payload} --boot
 TimeoutStartSec=infinity
 
 [Install]
@@ -66,7 +68,7 @@ class Setup:
         self, payload: Path, document: bytes, root: Path, *, say: Say, dry_run: bool = False
     ) -> None:
         self.payload, self.root, self.dry_run, self._say = payload, root, dry_run, say
-        self.wanted = _wanted(document)
+        self.document, self.wanted = document, _wanted(document)
         self.machine = Machine(root, say)
         self.steps: List[Json] = []
         self.gate: Optional[Json] = None  # how the trial was judged, if there was one
@@ -86,6 +88,7 @@ class Setup:
         reason = refusal(device, self.wanted)
         if reason is not None:
             raise StopError("refused", reason)
+        self._config()  # one that cannot be merged with is refused before anything is written
         self._step("check", False, described(device))
         if not self.dry_run:
             self._need(self._missing_files())
@@ -97,10 +100,13 @@ class Setup:
             return
         self._examine(ignore=ignore_doctor)
         self._need(self._missing_blobs(again=again))
-        write(self.payload / PENDING, b"")
+        self._note(again=again, ignore_doctor=ignore_doctor)
         self._switch(ready_s)
         self._install_bundle(again=again, ready_s=ready_s)
         self._clean()
+        if self.machine.manager is None:
+            reason = "there is no systemd here, so that nothing serves or tries the bundle"
+            raise StopError("staged", reason + "; run edge-agent serve and edge-agent gate")
 
     def place(self) -> None:
         """Write what needs no program of the device; the rest is left to its first boot."""
@@ -110,12 +116,11 @@ class Setup:
         self._place_keys()
         self._place_boot_unit(Path("/"))
         if not self.dry_run:
-            write(self.payload / PENDING, b"")
+            self._note(again=False, ignore_doctor=False)
         self._step("first boot", False, BOOT_UNIT + " makes the agent and installs the bundle")
 
-    def settle(self) -> None:
-        """Forget a setup that ended, for better or worse: the next boot shall not repeat it."""
-        remove(self.payload / PENDING)
+    def _note(self, **flags: bool) -> None:
+        note_pending(self.payload, self.document, self.machine.slots(), **flags)
 
     def _place_keys(self) -> None:
         """Add the keys that may sign; those that are there already stay."""
@@ -125,23 +130,23 @@ class Setup:
             if folder != "keys" or self._has_key(name, file):
                 continue
             # Another key of this name may have signed what the device goes back to.
-            if os.path.lexists(str(self.root / KEYS / name)):
+            if os.path.lexists(str(resolved(self.root, KEYS) / name)):
                 name = _second_name(name, file)
             new.append(name)
             if not self.dry_run:
-                write(self.root / KEYS / name, (self.payload / file["path"]).read_bytes())
+                write(resolved(self.root, KEYS) / name, (self.payload / file["path"]).read_bytes())
         self._step("keys", bool(new), ", ".join(new))
 
     def _has_key(self, name: str, file: Json) -> bool:
-        paths = [self.root / KEYS / one for one in (name, _second_name(name, file))]
+        paths = [resolved(self.root, KEYS) / one for one in (name, _second_name(name, file))]
         return any(path.is_file() and is_digest(path, file) for path in paths)
 
     def _place_boot_unit(self, runtime_root: Path) -> None:
         """Write and enable the unit that finishes a setup at boot."""
-        path = self.root / UNITS / BOOT_UNIT
+        path = resolved(self.root, UNITS) / BOOT_UNIT
         payload = runtime_root / PAYLOAD
         text = _UNIT.format(payload=payload, pending=PENDING, script=SCRIPT_NAME)
-        enabled = path.parent / "multi-user.target.wants" / BOOT_UNIT
+        enabled = resolved(self.root, UNITS + "/multi-user.target.wants") / BOOT_UNIT
         new = text_of(path) != text.rstrip("\n") or linked(enabled) != "../" + BOOT_UNIT
         if new and not self.dry_run:
             write(path, text.encode())
@@ -262,7 +267,7 @@ class Setup:
                 "rolled-back" if went_back else "failed", "{}: {}".format(name, reason), report=told
             )
         # Whatever comes now, a later boot must not install this bundle over a newer one.
-        self.settle()
+        settle(self.payload)
         if self.machine.manager is not None:
             self.machine.start_agent()
             self.machine.wait_ready(ready_s)
@@ -303,10 +308,14 @@ class Setup:
     def _config(self) -> Tuple[str, bool]:
         """Return the configuration, wanted keys above those there, and whether it is new."""
         path = self.root / CONFIG
+        remedy = "mend it or move it away, and flash again"
         try:
-            there = json.loads(text_of(path) or "{}")
+            there = json.loads(_exact_text(path) or "{}")
         except ValueError as error:
-            raise StopError("refused", "{} is not JSON: {}".format(path, error)) from error
+            reason = "{} is not JSON in UTF-8: {}; {}".format(path, error, remedy)
+            raise StopError("refused", reason) from error
+        if not isinstance(there, dict):
+            raise StopError("refused", "{} does not hold an object; {}".format(path, remedy))
         own = {"slots": str(self.root / SLOTS), "trusted_keys": str(self.root / KEYS)}
         config = {**there, **self.wanted["config"], **own}
         return json.dumps(config, indent=1, sort_keys=True) + "\n", config != there

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -328,3 +329,128 @@ def test_systemd_reads_the_boot_unit_without_a_complaint(bench, first):
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True
     )
     assert (judged.returncode, judged.stderr) == (0, "")
+
+
+NEWER = "n" * 64
+
+
+def is_cut_before_it_installs(bench, payload, *words):
+    """Set a device up until its first installation, as a power cut would leave it."""
+    payload.write(bench.payload)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import os\n"
+        "from host_tools.flash.device import main, steps\n"
+        "steps.Setup._switch = lambda *words: os._exit(9)\n"
+        "sys.exit(main.main(sys.argv[2:]))"
+    )
+    command = [sys.executable, "-I", "-c", code, str(bench.script), "apply", str(bench.payload)]
+    result = subprocess.run([*command, "--root", str(bench.root), *words], capture_output=True)
+    assert result.returncode == 9, result.stderr
+    assert (bench.payload / "pending").exists()
+
+
+def newer_comes(bench, **changes):
+    """Let another bundle be committed, as an update does."""
+    path = bench.root / "var/lib/edge/state.json"
+    state = {"committed": "a", "a": {"id": NEWER, "version": "9"}, "refused": [], **changes}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(state))
+
+
+def test_a_boot_goes_on_with_a_setup_that_was_cut(bench, first):
+    is_cut_before_it_installs(bench, first)
+    assert bench.apply("--boot")[0] == 0
+    assert (bench.served(), bench.agent()) == ("1", "1")
+    assert not (bench.payload / "pending").exists()
+
+
+def test_a_boot_does_not_install_over_a_bundle_that_came_since(bench, first):
+    is_cut_before_it_installs(bench, first)
+    newer_comes(bench)
+    status, report = bench.apply("--boot")
+    assert (status, report["state"]) == (1, "refused")
+    assert "nnnnnnnnnnnn came to this device since" in report["reason"]
+    assert bench.served() == "9"
+    assert not (bench.payload / "pending").exists()
+
+
+def test_a_boot_does_not_install_over_a_bundle_that_is_on_trial_since(bench, first):
+    is_cut_before_it_installs(bench, first)
+    newer_comes(bench, committed=None, candidate={"slot": "a", "phase": "trial"})
+    status, report = bench.apply("--boot")
+    assert (status, report["state"]) == (1, "refused")
+    assert "came to this device since" in report["reason"]
+
+
+def test_a_boot_does_not_take_up_files_that_came_after_the_cut(bench, first):
+    is_cut_before_it_installs(bench, first)
+    second(bench, version="1").write(bench.payload)
+    status, report = bench.apply("--boot")
+    assert (status, report["state"]) == (1, "refused")
+    assert "run edge-kit flash again" in report["reason"]
+    assert not (bench.root / "var/lib/edge/state.json").exists()
+
+
+def test_a_boot_keeps_the_flags_of_the_setup_that_was_cut(bench):
+    ill = second(bench, fault="doctor")
+    is_cut_before_it_installs(bench, ill, "--ignore-doctor")
+    assert bench.apply("--boot")[0] == 0
+    assert bench.agent() == "2"
+
+
+def test_a_setup_that_failed_and_said_so_is_not_repeated_by_a_boot(bench, first):
+    is_cut_before_it_installs(bench, first)
+    status, report = bench.set_up(second(bench, fault="doctor"))
+    assert (status, report["state"]) == (1, "refused")
+    assert not (bench.payload / "pending").exists()
+
+
+def test_modes_do_not_follow_the_umask_of_the_login(bench, first):
+    first.write(bench.payload)
+    before = os.umask(0o077)
+    try:
+        assert bench.apply()[0] == 0
+    finally:
+        os.umask(before)
+    for name in ("etc/edge/trusted-keys", "etc/edge", "opt/edge-kit/agents", "opt/edge-kit"):
+        assert (bench.root / name).stat().st_mode & 0o777 == 0o755, name
+    agent = bench.root / "opt/edge-kit/current/bin"
+    assert (agent / "edge-agent").stat().st_mode & 0o755 == 0o755
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"a": "\xff"}', b"7"])
+def test_a_configuration_that_cannot_be_merged_with_is_named_and_nothing_is_written(
+    bench, first, content
+):
+    path = bench.root / "etc/edge/agent.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    first.write(bench.payload)
+    status, report = bench.apply()
+    assert (status, report["state"]) == (1, "refused")
+    assert str(path) in report["reason"]
+    assert "flash again" in report["reason"]
+    assert not (bench.root / "etc/edge/trusted-keys").exists()
+
+
+def test_a_device_without_systemd_says_that_nothing_serves_the_bundle(bench, first):
+    (bench.root / "usr/bin/systemctl").rename(bench.root / "systemctl")
+    status, report = bench.set_up(first)
+    (bench.root / "systemctl").rename(bench.root / "usr/bin/systemctl")
+    assert (status, report["state"]) == (1, "staged")
+    assert "no systemd" in report["reason"]
+
+
+@pytest.mark.parametrize("heard_lines", [0, 3, 6])
+def test_a_setup_whose_listener_went_away_ends_all_the_same(bench, first, heard_lines):
+    first.write(bench.payload)
+    command = [sys.executable, "-I", str(bench.script), "apply", str(bench.payload)]
+    process = subprocess.Popen([*command, "--root", str(bench.root), "--json"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process.stdout.close()
+    for _ in range(heard_lines):
+        process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert (bench.served(), bench.agent()) == ("1", "1")
+    assert not (bench.payload / "pending").exists()

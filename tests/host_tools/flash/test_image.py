@@ -1,6 +1,7 @@
 """An image gets the same files as a device over SSH, and none of its programs is run."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -137,6 +138,80 @@ def test_an_image_that_cannot_work_is_left_alone(tmp_path, factory, changes, sai
 def test_a_folder_that_is_no_system_is_told_so(tmp_path, factory):
     with pytest.raises(UsageError, match="no root file system"):
         run(factory, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("etc/systemd/system", "{outside}"),
+        ("etc/edge", "{outside}"),
+        ("var", "{outside}"),
+        ("var/lib/edge-kit", "../../../outside"),
+        ("etc/systemd/system/multi-user.target.wants", "/../../{outside}"),
+    ],
+)
+def test_no_link_of_an_image_leads_out_of_it(tmp_path, factory, link, target):
+    image, outside = make_image(tmp_path / "image"), tmp_path / "outside"
+    outside.mkdir()
+    path = image / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target.format(outside=outside))
+    status, report = run(factory, image)
+    assert (status, report["state"]) == (0, "placed")
+    assert not list(outside.iterdir())
+    written = [name for name in files_in(image) if name.endswith("edge-setup.service")]
+    assert len(written) == 2
+
+
+def test_a_link_inside_of_the_payload_is_refused_by_name(tmp_path, factory):
+    image, outside = make_image(tmp_path / "image"), tmp_path / "outside"
+    outside.mkdir()
+    folder = image / "var/lib/edge-kit/payload"
+    folder.mkdir(parents=True)
+    (folder / "wheels").symlink_to(outside)
+    with pytest.raises(UsageError, match="payload/wheels is a link"):
+        run(factory, image)
+    assert not list(outside.iterdir())
+
+
+def test_links_without_an_end_are_refused(tmp_path, factory):
+    image = make_image(tmp_path / "image")
+    (image / "var").symlink_to("/var")
+    with pytest.raises(UsageError, match="links have no end"):
+        run(factory, image)
+
+
+def test_usual_links_of_a_root_file_system_are_followed_inside(tmp_path, factory):
+    image = make_image(tmp_path / "image")
+    (image / "lib").symlink_to("usr/lib")
+    (image / "data/var").mkdir(parents=True)
+    (image / "var").symlink_to("/data/var")
+    (image / "data/var/run").symlink_to("/run")
+    assert run(factory, image)[0] == 0
+    assert (image / "data/var/lib/edge-kit/payload/payload.json").is_file()
+
+
+@pytest.mark.parametrize("image", ["/", "/usr/.."])
+def test_the_root_of_this_machine_is_no_image(factory, image):
+    with pytest.raises(UsageError, match="this very machine"):
+        run(factory, image, "--dry-run")
+
+
+def test_an_image_that_is_not_there_is_named(tmp_path, factory):
+    with pytest.raises(UsageError, match="nothing is no folder"):
+        run(factory, tmp_path / "nothing")
+
+
+def test_modes_in_an_image_do_not_follow_the_umask(tmp_path, factory):
+    image = make_image(tmp_path / "image")
+    there = set(image.rglob("*"))
+    before = os.umask(0o077)
+    try:
+        run(factory, image)
+    finally:
+        assert os.umask(before) == 0o077
+    new = [path for path in image.rglob("*") if path not in there and not path.is_symlink()]
+    assert {path.stat().st_mode & 0o777 for path in new} == {0o755, 0o644}
 
 
 @needs_sshd
