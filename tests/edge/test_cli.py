@@ -183,7 +183,7 @@ def test_install_unit_prints_by_default_and_writes_with_yes(tmp_path):
     assert "systemctl daemon-reload" in first.stderr
     report = json.loads(run(*arguments, "--yes", "--json").stdout)
     assert report["files"][str(path)] == "unchanged"
-    assert len(report["files"]) == 4
+    assert len(report["files"]) == 5
     planned = json.loads(run(*arguments, "--json").stdout)
     assert (planned["unit"], planned["files"]) == (printed.stdout, {})
 

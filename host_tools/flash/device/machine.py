@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -134,7 +135,7 @@ class Machine:
         try:
             with opener.open(url, timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return False
 
     def wait_ready(self, timeout_s: float) -> None:

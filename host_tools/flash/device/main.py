@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,8 @@ def main(arguments: Optional[List[str]] = None, stdin: Optional[BinaryIO] = None
     options = _parser().parse_args(arguments)
     # What the agent reads as another user is made here, whatever the login's umask.
     os.umask(0o022)
+    # A setup whose terminal is closed goes on to its end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stream = sys.stdin.buffer if stdin is None else stdin
     try:
         told, status = _VERBS[options.verb](options, stream), DONE

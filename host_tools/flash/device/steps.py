@@ -53,7 +53,7 @@ After=local-fs.target
 
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/python3 {payload}/{script} apply {payload} --boot
+ExecStart=/usr/bin/python3 -I {payload}/{script} apply {payload} --boot
 TimeoutStartSec=infinity
 
 [Install]

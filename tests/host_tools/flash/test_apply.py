@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -451,6 +452,8 @@ def test_a_setup_whose_listener_went_away_ends_all_the_same(bench, first, heard_
     for _ in range(heard_lines):
         process.stderr.readline()
     process.stderr.close()
+    if heard_lines:
+        process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 0
     assert (bench.served(), bench.agent()) == ("1", "1")
     assert not (bench.payload / "pending").exists()
