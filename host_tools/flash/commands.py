@@ -89,7 +89,7 @@ def flash(
         pushed = {"wheelhouse": wheelhouse, "keys": keys, "config": config, "channel": None,
                   "channel_keys": (), "forks": of_many.pop("forks"), "again": options["again"],
                   "ssh_config": options["ssh_config"]}  # fmt: skip
-        wish = Wish(bundle=Path(words[0]), inventory=many, dry_run=options["dry_run"],
+        wish = Wish(bundle=Path(words[0]), by="ansible", inventory=many, dry_run=options["dry_run"],
                     as_json=as_json, **of_many)  # fmt: skip
         return roll_out(wish, way_maker("ansible", wish.bundle, pushed))
     payload = make_payload(

@@ -95,7 +95,7 @@ def rollout(*, by: By, bundle: Path, **given: Any) -> int:
     from host_tools.fleet.ways import way_maker
 
     names = {field.name for field in fields(Wish)} & set(given)
-    wish = Wish(bundle=bundle, **{name: given.pop(name) for name in names})
+    wish = Wish(bundle=bundle, by=by, **{name: given.pop(name) for name in names})
     return roll_out(wish, way_maker(by, bundle, given))
 
 

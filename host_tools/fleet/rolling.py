@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,8 +20,11 @@ from host_tools.fleet.audit import End
 from host_tools.fleet.inventory import Device, chosen, read_inventory
 from host_tools.fleet.rollout import DeviceResult, Rollout, RolloutFolder, Way, run_rollout
 from host_tools.fleet.rules import rule_from_text
-from host_tools.fleet.waves import planned_waves, waves_from_text
+from host_tools.fleet.waves import channel_shares, planned_waves, waves_from_text
 from host_tools.terminal import user_name
+
+if TYPE_CHECKING:
+    from host_tools.fleet.ways import By
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,7 @@ class Wish:
     """What a rollout is asked to be. state: its folder. only: devices or groups, all if empty."""
 
     bundle: Path
+    by: By
     inventory: Path
     only: tuple[str, ...]
     waves: str
@@ -44,14 +49,21 @@ def roll_out(wish: Wish, way_for: Callable[[Rollout], Way]) -> int:
     way_for: called with the plan, also for a dry run; raises UsageError if it cannot be carried
     out.
     """
+    if wish.by == "channel" and wish.only:
+        raise UsageError(
+            "--by channel does not take --only: a wave of a channel is a share of all its "
+            "followers, so others would fetch as well; leave it out, or push with --by ssh"
+        )
     devices = devices_in(wish.inventory, wish.only)
     rule = rule_from_text(wish.halt_on)
     identity = _bundle_id(wish.bundle)
+    waves = planned_waves(tuple(devices), identity, waves_from_text(wish.waves, len(devices)))
     planned = Rollout(
         bundle=identity,
         name=wish.bundle.name,
         rule=str(rule),
-        waves=planned_waves(tuple(devices), identity, waves_from_text(wish.waves, len(devices))),
+        waves=waves,
+        shares=channel_shares(waves, identity) if wish.by == "channel" else (),
     )
     if wish.dry_run:
         way_for(planned)
@@ -117,9 +129,11 @@ def _continued(begun: Rollout, planned: Rollout, wish: Wish) -> Rollout:
 
 
 def _tell_waves(planned: Rollout) -> None:
-    for number, wave in enumerate(planned.waves, start=1):
-        click.echo(f"wave {number}: {len(wave)} devices: {', '.join(wave[:6])}"
-                   + (" ..." if len(wave) > 6 else ""))  # fmt: skip
+    shares = planned.shares or (None,) * len(planned.waves)
+    for number, (wave, share) in enumerate(zip(planned.waves, shares, strict=True), start=1):
+        names = ", ".join(wave[:6]) + (" ..." if len(wave) > 6 else "")
+        among = "" if share is None else f", {share:g}% of all who follow the channel"
+        click.echo(f"wave {number}: {len(wave)} devices{among}: {names}")
     click.echo(f"stops after a wave if {planned.rule}")
 
 

@@ -39,12 +39,16 @@ class DeviceResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """The content of rollout.json. bundle: id. results: by device, of those that had their turn."""
+    """The content of rollout.json. bundle: id. results: by device, of those that had their turn.
+
+    shares: up to which share of a channel's followers each wave goes, in percent, if by a channel.
+    """
 
     bundle: str
     name: str
     rule: str
     waves: tuple[tuple[str, ...], ...]
+    shares: tuple[float, ...] = ()
     phase: Phase = "running"
     reason: str | None = None
     results: dict[str, DeviceResult] = field(default_factory=dict)

@@ -67,7 +67,7 @@ def _pull(planned: Rollout, given: Mapping[str, Any]) -> Way:
     from host_tools.fleet.pull import ChannelPull, ask_over_ssh
 
     folder, to = given["channel"], given["follow"]
-    shares = channel_shares(planned.waves, planned.bundle)
+    shares = planned.shares or channel_shares(planned.waves, planned.bundle)
     find_release(read_repository(folder).channel, planned.bundle)  # it must have been published
 
     def open_wave(wave: int) -> None:
