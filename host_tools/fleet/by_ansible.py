@@ -95,8 +95,13 @@ class AnsiblePush:
     again: bool = False
     say: Callable[[str, str], None] = field(default=lambda device, line: None)
 
-    def __call__(self, devices: Sequence[Device], wave: int) -> Iterator[tuple[str, DeviceResult]]:
-        """Yield what became of each device, in the order in which they end."""
+    def __call__(
+        self, devices: Sequence[Device], wave: int, is_aborted: Callable[[], bool]
+    ) -> Iterator[tuple[str, DeviceResult]]:
+        """Yield what became of each device, in the order in which they end.
+
+        A wave is one run of the playbook, which is_aborted does not cut.
+        """
         with tempfile.TemporaryDirectory(prefix="edge-kit-ansible-") as name:
             project = Path(name) / "project"
             write_project(

@@ -147,25 +147,13 @@ def ansible_project(
 @click.option("--dry-run", is_flag=True, help="Say what would be aborted, change nothing.")
 @AS_JSON
 def abort(*, state: Path, dry_run: bool, as_json: bool) -> None:
-    """End the rollout in --state: it cannot be resumed; devices stay as they are."""
-    from dataclasses import replace
+    """End the rollout in --state: it cannot be resumed; devices stay as they are.
 
-    from host_tools.fleet.rolling import rollout_folder, tell_log_end
+    One that runs, in whatever process, finishes the devices that it has begun, and begins no other.
+    """
+    from host_tools.fleet.rolling import abort_rollout
 
-    folder = rollout_folder(state)
-    begun = folder.read()
-    if begun is None:
-        raise UsageError(f"{state} holds no rollout")
-    ended = replace(begun, phase="aborted", reason="by hand")
-    if not dry_run:
-        folder.log.append("aborted", {"bundle": begun.bundle})
-        folder.write(ended)
-        tell_log_end(folder.log.end)
-    if as_json:
-        print_json(ended)
-        return
-    verb = "would abort" if dry_run else "aborted"
-    click.echo(f"{verb}: {begun.name} ({begun.bundle[:12]}), {len(begun.results)} devices tried")
+    abort_rollout(state, dry_run=dry_run, as_json=as_json)
 
 
 @fleet.command()

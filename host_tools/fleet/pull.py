@@ -49,14 +49,16 @@ class ChannelPull:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def __call__(self, devices: Sequence[Device], wave: int) -> Iterator[tuple[str, DeviceResult]]:
-        """Yield what became of each device."""
+    def __call__(
+        self, devices: Sequence[Device], wave: int, is_aborted: Callable[[], bool]
+    ) -> Iterator[tuple[str, DeviceResult]]:
+        """Yield what became of each device; after is_aborted no more is waited for."""
         self.open_wave(wave)
         until = self.clock() + self.wait_s
         waiting = {device.name: device for device in devices}
         said: dict[str, str | None] = {}
         with ThreadPoolExecutor(min(self.forks, len(devices)), thread_name_prefix="look") as pool:
-            while waiting:
+            while waiting and not is_aborted():
                 is_late = self.clock() >= until
                 looks = pool.map(self._look, list(waiting.values()))
                 for name, look in zip(list(waiting), looks, strict=True):

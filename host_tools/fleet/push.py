@@ -29,9 +29,11 @@ class FlashPush:
     again: bool = False
     say: Callable[[str, str], None] = field(default=lambda device, line: None)
 
-    def __call__(self, devices: Sequence[Device], wave: int) -> Iterable[tuple[str, DeviceResult]]:
+    def __call__(
+        self, devices: Sequence[Device], wave: int, is_aborted: Callable[[], bool]
+    ) -> Iterable[tuple[str, DeviceResult]]:
         """Yield what became of each device."""
-        return in_threads(devices, self._one, self.forks)
+        return in_threads(devices, self._one, self.forks, is_aborted)
 
     def _one(self, device: Device) -> DeviceResult:
         ssh = SshDevice(host=address_of(device), config=self.ssh_config)
@@ -49,11 +51,20 @@ class FlashPush:
 
 
 def in_threads(
-    devices: Sequence[Device], one: Callable[[Device], DeviceResult], forks: int
+    devices: Sequence[Device],
+    one: Callable[[Device], DeviceResult],
+    forks: int,
+    is_aborted: Callable[[], bool] = lambda: False,
 ) -> Iterable[tuple[str, DeviceResult]]:
-    """Yield what `one` returns for each device, so many at a time; an EdgeError is a failure."""
+    """Yield what `one` returns for each device, so many at a time.
 
-    def tried(device: Device) -> DeviceResult:
+    An error at a device is its failure. After is_aborted, or when nobody asks for more, no device
+    is begun.
+    """
+
+    def tried(device: Device) -> DeviceResult | None:
+        if is_aborted():
+            return None
         try:
             return one(device)
         except EdgeError as error:
@@ -61,8 +72,14 @@ def in_threads(
 
     with ThreadPoolExecutor(min(forks, len(devices)), thread_name_prefix="push") as pool:
         running = {pool.submit(tried, device): device.name for device in devices}
-        for done in as_completed(running):
-            yield running[done], done.result()
+        try:
+            for done in as_completed(running):
+                result = done.result()
+                if result is not None:
+                    yield running[done], result
+        finally:
+            for waiting in running:
+                waiting.cancel()
 
 
 def address_of(device: Device) -> str:

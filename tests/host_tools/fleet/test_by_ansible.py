@@ -142,7 +142,7 @@ def test_devices_are_set_up_left_alone_taken_back_and_out_of_reach(tmp_path: Pat
         def push(version: str, *devices: Device) -> dict[str, DeviceResult]:
             payload = factory.payload(bundles[version], house)
             way = AnsiblePush(payload=payload, forks=4, ssh_config=device.ssh_config)
-            return dict(way(devices, 0))
+            return dict(way(devices, 0, lambda: False))
 
         told = push("1", one, gone)
         assert told["one"] == DeviceResult(result="committed")

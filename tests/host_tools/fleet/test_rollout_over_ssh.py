@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from edge.errors import EdgeError, UsageError
 from host_tools.cli import cli
 from host_tools.fleet.audit import entries
 from host_tools.fleet.rollout import AUDIT_NAME
+from tests.fakes import DEADLINE_S
 from tests.host_tools.flash.devices import HOST, needs_sshd, running_device
 from tests.host_tools.flash.payloads import Factory, agent_wheels
 
@@ -98,6 +102,69 @@ def test_a_device_out_of_reach_halts_and_the_rollout_goes_on_when_it_is_back(
         assert (status, events) == (0, [
             "begin", "wave", "device", "device", "halted", "resume", "wave", "device", "done",
         ])  # fmt: skip
+
+
+def put_ssh(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program of that name before the real one."""
+    path = folder / "bin/ssh"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+
+
+def test_an_abort_ends_a_rollout_in_another_process_after_the_device_under_way(
+    tmp_path: Path, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    os.mkfifo(begun)
+    os.mkfifo(go_on)
+    put_ssh(tmp_path, f"echo . >{begun}; read line <{go_on}; echo garbage", monkeypatch)
+    state = tmp_path / "state"
+    names = inventory(tmp_path / "i.yaml", a={}, b={}, c={})
+    call = ["rollout", *words, "--inventory", names, "--state", state, "--waves", "100%",
+            "--forks", 1, "--halt-on", "failed>9"]  # fmt: skip
+    program = Path(sys.executable).with_name("edge-kit")
+    command = [str(program), "fleet", *map(str, call), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        begun.read_bytes()  # comes when the first device is under way
+        second, _ = fleet(*call, "--resume")
+        assert isinstance(second, UsageError)
+        assert f"process {process.pid}" in str(second)
+        status, said = fleet("abort", "--state", state, "--json")
+        told = json.loads(said)
+        assert (status, told["phase"], told["process"]) == (0, "running", str(process.pid))
+        go_on.write_text("\n")
+        output, talk = process.communicate(timeout=DEADLINE_S)
+    ended = json.loads(output)
+    assert process.returncode == 1, talk.decode()
+    assert (ended["phase"], ended["reason"]) == ("aborted", "by hand, in wave 1")
+    assert len(ended["results"]) == 1
+    events = [entry.event for entry, _ in entries(state / AUDIT_NAME)]
+    assert events == ["begin", "wave", "abort asked", "device", "aborted"]
+    for more in ([], ["--dry-run"]):
+        error, _ = fleet(*call, "--resume", *more)
+        assert isinstance(error, UsageError)
+        assert "aborted" in str(error)
+
+
+def test_a_dry_run_of_a_resume_tells_what_is_left_of_the_rollout_in_its_folder(
+    tmp_path: Path, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_ssh(tmp_path, "echo garbage", monkeypatch)
+    names = inventory(tmp_path / "i.yaml", a={}, b={}, c={})
+    state = tmp_path / "state"
+    call = ["rollout", *words, "--inventory", names, "--state", state, "--waves", "1,100%"]
+    assert fleet(*call)[0] == 1
+    before = {path: path.read_bytes() for path in state.iterdir()}
+    told = json.loads(fleet(*call, "--resume", "--dry-run", "--json")[1])
+    assert list(told["results"]) == told["waves"][0]
+    refused, _ = fleet(*call, "--dry-run")
+    assert isinstance(refused, UsageError)
+    assert "give --resume" in str(refused)
+    other, _ = fleet(*call, "--resume", "--dry-run", "--only", "a")
+    assert isinstance(other, UsageError)
+    assert {path: path.read_bytes() for path in state.iterdir()} == before
 
 
 def test_an_aborted_rollout_is_not_resumed(tmp_path: Path, words: list[object]) -> None:
