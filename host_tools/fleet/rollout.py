@@ -17,13 +17,16 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from edge.console import one_line
 from edge.errors import UsageError
 from edge.files import atomic_write, read_capped, storage_errors
 from host_tools.fleet.audit import AuditLog
 from host_tools.fleet.inventory import Device
 from host_tools.fleet.rules import FACTORS, Figures, Rule
+from host_tools.terminal import plain
 
 MAX_STATE_BYTES = 64 << 20
+MAX_REASON = 2000  # characters
 STATE_NAME, AUDIT_NAME, LOCK_NAME, ABORT_NAME = "rollout.json", "audit.jsonl", "lock", "abort"
 
 Result = Literal["committed", "unchanged", "rolled-back", "failed", "unreachable"]
@@ -160,6 +163,8 @@ def run_rollout(
         if left:
             folder.log.append("wave", {"wave": number, "devices": [d.name for d in left]})
         for name, result in way(left, number - 1, folder.is_abort_asked) if left else ():
+            if result.reason is not None:  # a device may say anything, of any length
+                result = replace(result, reason=plain(one_line(result.reason), MAX_REASON))
             rollout = replace(rollout, results={**rollout.results, name: result})
             folder.write(rollout)
             folder.log.append("device", {"device": name, "result": msgspec.to_builtins(result)})

@@ -173,6 +173,37 @@ def test_a_folder_has_one_rollout_at_a_time_and_names_its_process(tmp_path: Path
         assert is_second
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+     ValueError("x"), KeyError("arch"), RecursionError("deep"), TypeError("not a list"),
+     AttributeError("get")],
+)  # fmt: skip
+def test_a_device_that_makes_no_sense_has_failed_and_the_rollout_goes_on(
+    tmp_path: Path, error: Exception
+) -> None:
+    ended = run(tmp_path, Fleet(b=error), rule="failed>3")
+    assert ended.phase == "done"
+    assert ended.results["b"].result == "failed"
+    reason = str(ended.results["b"].reason)
+    assert reason.startswith(f"b: what it says makes no sense here: {type(error).__name__}")
+    told = [e.facts for e, _ in entries(tmp_path / AUDIT_NAME) if e.facts.get("device") == "b"]
+    assert [one["result"]["reason"] for one in told] == [reason]
+
+
+def test_a_reason_of_any_length_and_kind_is_kept_as_text_and_the_log_stays_readable(
+    tmp_path: Path,
+) -> None:
+    hostile = DeviceResult(result="failed", reason="\x1b[2J\ud800\u202e" + "x" * 3_000_000 + "\n")
+    ended = run(tmp_path, Fleet(b=hostile), rule="failed>3")
+    reason = str(ended.results["b"].reason)
+    assert ended.phase == "done"
+    assert reason.isprintable()
+    assert len(reason) <= 2000
+    assert folder_in(tmp_path).read() == ended
+    assert list(entries(tmp_path / AUDIT_NAME))
+
+
 def test_a_slower_bundle_halts_by_its_factor(tmp_path: Path) -> None:
     slow = DeviceResult(result="committed", factors={"p95": 1.3, "memory": None})
     ended = run(tmp_path, Fleet(a=slow), rule="failed>0 or p95>1.2x")

@@ -167,6 +167,67 @@ def test_a_dry_run_of_a_resume_tells_what_is_left_of_the_rollout_in_its_folder(
     assert {path: path.read_bytes() for path in state.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("by", "flag"),
+    [
+        ("ssh", "--follow=stable"), ("ssh", "--wait-minutes=9"), ("ssh", "--channel=c"),
+        ("ansible", "--follow=x"), ("ansible", "--channel-keys=k"),
+        ("channel", "--deadline-minutes=30"), ("channel", "--again"), ("channel", "--key=k"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_a_way_does_not_use_is_refused(
+    tmp_path: Path, words: list[object], by: str, flag: str
+) -> None:
+    names = inventory(tmp_path / "i.yaml", a={})
+    given = words[:1] if by == "channel" else words
+    error, _ = fleet("rollout", *given, "--inventory", names, "--by", by, flag, "--dry-run",
+                     "--state", tmp_path / "state")  # fmt: skip
+    assert isinstance(error, UsageError)
+    assert str(error) == f"--by {by} does not use {flag.partition('=')[0]}; leave it out"
+
+
+def test_a_dry_run_of_an_ansible_project_writes_nothing(
+    tmp_path: Path, words: list[object]
+) -> None:
+    names = inventory(tmp_path / "i.yaml", a={}, b={})
+    out = tmp_path / "project"
+    call = ["ansible", *words, "--inventory", names, "--out", out, "--waves", "1", "--dry-run"]
+    told = json.loads(fleet(*call, "--json")[1])
+    assert (told["devices"], told["serial"]) == (["a", "b"], [1, 1])
+    assert "would be written" in fleet(*call)[1]
+    assert not out.exists()
+
+
+def test_devices_that_answer_nonsense_fail_each_with_a_reason_in_the_log(
+    tmp_path: Path, words: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program in front of ssh answers as the name of the device says."""
+    answers = {
+        "garbage": b"\xff\xfe{",
+        "empty": b"{}",
+        "list": b"[]",
+        "kinds": b'{"arch": 1, "pythons": [], "root": null, "free_bytes": "x", "glibc": {}}',
+        "escapes": b'{"state": "failed", "reason": "\\u001b[2J\\ud800"}',
+        "deep": b'{"arch": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    }
+    for name, answer in answers.items():
+        (tmp_path / name).write_bytes(answer)
+    put_ssh(tmp_path, f'for w; do before=$name; name=$w; if [ "$before" = -- ]; then break; fi; '
+            f'done; cat >/dev/null; cat "{tmp_path}/$name"', monkeypatch)  # fmt: skip
+    names = inventory(tmp_path / "i.yaml", **{name: {} for name in answers})
+    state = tmp_path / "state"
+    status, said = fleet("rollout", *words, "--inventory", names, "--state", state, "--waves",
+                         "100%", "--halt-on", "failed>99", "--json")  # fmt: skip
+    ended = json.loads(said)
+    assert (status, ended["reason"]) == (1, "after wave 1: no device of it came out well")
+    assert {one["result"] for one in ended["results"].values()} == {"failed"}
+    assert set(ended["results"]) == set(answers)
+    told = {e.facts["device"]: e.facts["result"]["reason"] for e, _ in entries(state / AUDIT_NAME)
+            if e.event == "device"}  # fmt: skip
+    assert set(told) == set(answers)
+    assert all(reason and reason.isprintable() for reason in told.values())
+
+
 def test_an_aborted_rollout_is_not_resumed(tmp_path: Path, words: list[object]) -> None:
     names = inventory(tmp_path / "i.yaml", gone={"host": "127.0.0.1", "port": 1})
     state = tmp_path / "state"
