@@ -182,8 +182,8 @@ class SshDevice:
 
     def _late(self, talk: _Talk) -> DeviceError:
         return DeviceError(
-            f"{self.host}: not done within the deadline (--deadline-minutes); the last it said: "
-            f"{talk.last}; what it had begun it may finish, run the same command again"
+            f"{self.host}: not done within the deadline (of a setup: --deadline-minutes); it said "
+            f"last: {talk.last}; what it had begun it may finish, run the same command again"
         )
 
     def _judged(self, status: int, answer: bytes, last: str) -> dict[str, Any]:

@@ -179,7 +179,8 @@ class _Exchange(asyncio.Protocol):
 
 
 def _request(address: Address, path: str) -> bytes:
-    host = f"[{address.host}]" if ":" in address.host else address.host
+    name = address.host.partition("%")[0]  # the zone of a link-local address is this desk's own
+    host = f"[{name}]" if ":" in name else name
     return (
         f"GET {quote(address.prefix + path, safe='/._-~%')} HTTP/1.1\r\n"
         f"Host: {host}:{address.port}\r\n"
