@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 ANY_PATH = click.Path(path_type=Path)
+MAX_TEXT = 300  # characters of what a device says that are shown, unless somebody says otherwise
+_UNSEEN = "\ufffd"
 
 
 def console() -> Console:
@@ -30,3 +32,14 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # OSError since Python 3.13
         return f"uid {os.getuid()}"
+
+
+def plain(text: str, most: int = MAX_TEXT) -> str:
+    """Return text that a terminal or a page takes as nothing but text, cut to so many characters.
+
+    Escapes, controls, and marks that turn the direction of writing are replaced.
+    """
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    if cut.isprintable():
+        return cut
+    return "".join(char if char.isprintable() else _UNSEEN for char in cut)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 import edge
-from edge.errors import EdgeError, UsageError
+from edge.errors import EdgeError, StorageError, UsageError
 from edge.files import atomic_directory, read_capped, sha256_of
 from host_tools.flash import DEFAULT_EXTRAS
 
@@ -80,6 +80,16 @@ class Wheelhouse:
         return hashlib.sha256(encoded).hexdigest()[:16]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WheelhousePlan:
+    """What would be downloaded, with all that it needs. wanted: as pip is asked for it."""
+
+    out: Path
+    arch: Arch
+    python: str
+    wanted: tuple[str, ...]
+
+
 def open_wheelhouse(folder: Path) -> Wheelhouse:
     """Return what a folder holds; raises WheelhouseError unless every wheel is there, unaltered."""
     if not (folder / DOCUMENT_NAME).is_file():
@@ -100,6 +110,23 @@ def open_wheelhouse(folder: Path) -> Wheelhouse:
     return house
 
 
+def planned_wheelhouse(
+    out: Path,
+    *,
+    arch: Arch,
+    python: str,
+    extras: tuple[str, ...] = DEFAULT_EXTRAS,
+    wheels: tuple[Path, ...] = (),
+    constraint: Path | None = None,
+) -> WheelhousePlan:
+    """Return what `make_wheelhouse` would ask for; raises what it would raise for its arguments."""
+    _check(out, python, wheels, constraint)
+    own = next((str(w) for w in wheels if _is_own(w)), f"edge-kit=={edge.__version__}")
+    others = (str(wheel) for wheel in wheels if not _is_own(wheel))
+    wanted = (f"{own}[{','.join(extras)}]", "pip", *others)
+    return WheelhousePlan(out=out, arch=arch, python=python, wanted=wanted)
+
+
 def make_wheelhouse(
     out: Path,
     *,
@@ -115,10 +142,9 @@ def make_wheelhouse(
     extras: of edge-kit, such as rtx. wheels: files of your own, such as a PyCUDA built on a
     Jetson; one of edge-kit stands for this installation.
     """
-    if re.fullmatch(r"3\.1\d", python) is None:
-        raise UsageError(f"--python {python}: the agent needs Python 3.10 to 3.19")
+    _check(out, python, wheels, constraint)
     with atomic_directory(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        own = next((w for w in wheels if w.name.startswith("edge_kit-")), None)
+        own = next(filter(_is_own, wheels), None)
         agent = own or _agent_wheel(Path(scratch))
         wanted = [f"{agent}[{','.join(extras)}]", "pip", *(str(w) for w in wheels if w != own)]
         for _ in range(MAX_ROUNDS):
@@ -133,6 +159,20 @@ def make_wheelhouse(
         house = _described(folder, arch, python)
         (folder / DOCUMENT_NAME).write_bytes(msgspec.json.encode(house) + b"\n")
     return house
+
+
+def _check(out: Path, python: str, wheels: tuple[Path, ...], constraint: Path | None) -> None:
+    if re.fullmatch(r"3\.1\d", python) is None:
+        raise UsageError(f"--python {python}: the agent needs Python 3.10 to 3.19")
+    for path in (*wheels, *(() if constraint is None else (constraint,))):
+        if not path.is_file():
+            raise UsageError(f"{path} is no file; give a wheel, or versions as for `pip -c`")
+    if os.path.lexists(out):
+        raise StorageError(f"{out} exists; remove it or give another --out")
+
+
+def _is_own(wheel: Path) -> bool:
+    return wheel.name.startswith("edge_kit-")
 
 
 def _described(folder: Path, arch: Arch, python: str) -> Wheelhouse:

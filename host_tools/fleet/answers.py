@@ -12,9 +12,9 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-MAX_TEXT = 300  # characters of what a device says that are kept
+from host_tools.terminal import plain
+
 MAX_LISTED = 16
-_UNSEEN = "\ufffd"
 
 _Measure = Annotated[float, msgspec.Meta(ge=0.0, le=1e15)]
 _Percent = Annotated[float, msgspec.Meta(ge=0.0, le=100.0)]
@@ -174,17 +174,6 @@ def facts_from(report: Report) -> Facts:
         energy_joules=_first(machine.energy_joules, _of(sum, (gpu.energy_joules for gpu in gpus))),
         throttled=_plain_list(dict.fromkeys(r for rs in reasons for r in rs)) if reasons else None,
     )
-
-
-def plain(text: str, most: int = MAX_TEXT) -> str:
-    """Return text that a terminal or a page takes as nothing but text, cut to so many characters.
-
-    Escapes, controls, and marks that turn the direction of writing are replaced.
-    """
-    cut = text if len(text) <= most else text[: most - 1] + "…"
-    if cut.isprintable():
-        return cut
-    return "".join(char if char.isprintable() else _UNSEEN for char in cut)
 
 
 def _troubles(report: Report) -> Iterable[str]:

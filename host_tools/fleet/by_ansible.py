@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import queue
 import shutil
@@ -86,17 +87,24 @@ def inventory_document(
 class AnsiblePush:
     """A Way by `ansible-playbook`, once for each wave. forks: devices at a time.
 
+    deadline_s: for each task at each device; Ansible knows none for a device.
     say: gets the task that each device has come to.
     """
 
     payload: Payload
     forks: int
+    deadline_s: float
     ssh_config: Path | None = None
     again: bool = False
     say: Callable[[str, str], None] = field(default=lambda device, line: None)
 
-    def __call__(self, devices: Sequence[Device], wave: int) -> Iterator[tuple[str, DeviceResult]]:
-        """Yield what became of each device, in the order in which they end."""
+    def __call__(
+        self, devices: Sequence[Device], wave: int, is_aborted: Callable[[], bool]
+    ) -> Iterator[tuple[str, DeviceResult]]:
+        """Yield what became of each device, in the order in which they end.
+
+        A wave is one run of the playbook, which is_aborted does not cut.
+        """
         with tempfile.TemporaryDirectory(prefix="edge-kit-ansible-") as name:
             project = Path(name) / "project"
             write_project(
@@ -109,7 +117,7 @@ class AnsiblePush:
             )
             left = {device.name for device in devices}
             last = "it ended without a word"
-            for event in played(project, forks=self.forks):
+            for event in played(project, forks=self.forks, deadline_s=self.deadline_s):
                 data = event.get("event_data", {})
                 host, task = data.get("host"), data.get("task", "")
                 if event["event"] == "runner_on_start":
@@ -126,7 +134,8 @@ class AnsiblePush:
 def result_from_event(event: dict[str, Any]) -> DeviceResult | None:
     """Return what an event says of its device, None if it does not end there; pure."""
     data = event.get("event_data", {})
-    told = data.get("res") or {}
+    told = data.get("res")
+    told = told if isinstance(told, dict) else {}
     if event["event"] == "runner_on_unreachable":
         return DeviceResult(result="unreachable", reason=_line(told.get("msg")))
     if event["event"] == "runner_on_failed" and not data.get("ignore_errors"):
@@ -141,7 +150,7 @@ def result_from_event(event: dict[str, Any]) -> DeviceResult | None:
     return None
 
 
-def played(project: Path, *, forks: int) -> Iterator[dict[str, Any]]:
+def played(project: Path, *, forks: int, deadline_s: float) -> Iterator[dict[str, Any]]:
     """Run the playbook of a project and yield its events; whoever stops reading stops it.
 
     Raises BackendUnavailableError if Ansible is not installed.
@@ -167,6 +176,7 @@ def played(project: Path, *, forks: int) -> Iterator[dict[str, Any]]:
         cmdline=f"--forks {forks}",
         envvars={
             "ANSIBLE_CONFIG": str(project / "ansible.cfg"),
+            "ANSIBLE_TASK_TIMEOUT": str(math.ceil(deadline_s)),
             # That of this environment, whether it is activated or not.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         },

@@ -11,11 +11,30 @@ import click
 from edge.console import print_json, say
 from edge.errors import UsageError
 from host_tools.fleet.looking_commands import LOOKING_COMMANDS
-from host_tools.fleet.options import AS_JSON, FORKS, HALT_ON, INVENTORY, ONLY, RESUME, STATE, WAVES
+from host_tools.fleet.options import (
+    AS_JSON,
+    DEADLINE,
+    FORKS,
+    HALT_ON,
+    INVENTORY,
+    ONLY,
+    RESUME,
+    STATE,
+    WAVES,
+    refuse_given,
+)
 from host_tools.terminal import FILE, FOLDER
 
 if TYPE_CHECKING:
     from host_tools.fleet.ways import By
+
+
+# Options that have no meaning for a way to the devices; `ways` knows those that have no default.
+_NOT_OF: dict[str, tuple[str, ...]] = {
+    "ssh": ("follow", "wait_minutes"),
+    "ansible": ("follow", "wait_minutes"),
+    "channel": ("deadline_minutes",),
+}
 
 
 @click.group()
@@ -34,14 +53,15 @@ for _command in LOOKING_COMMANDS:
 def list_devices(*, inventory: Path, only: tuple[str, ...], as_json: bool) -> None:
     """List the devices of an inventory."""
     from host_tools.fleet.inventory import chosen, read_inventory
-    from host_tools.fleet.push import address_of
+    from host_tools.fleet.push import ssh_device
 
     devices = chosen(read_inventory(inventory), only)
     if as_json:
         print_json(devices)
         return
     for device in devices:
-        click.echo(f"{device.name:<24} {address_of(device):<32} {' '.join(device.groups)}")
+        host = " ".join(word for word in ssh_device(device, None).words if word != "--")
+        click.echo(f"{device.name:<24} {host:<32} {' '.join(device.groups)}")
 
 
 def _push_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +95,7 @@ def _push_options(command: Callable[..., Any]) -> Callable[..., Any]:
               help="Of --by channel: until a device should have come.")  # fmt: skip
 @HALT_ON
 @FORKS
+@DEADLINE
 @STATE
 @RESUME
 @click.option("--dry-run", is_flag=True, help="Print the waves, change nothing.")
@@ -94,14 +115,16 @@ def rollout(*, by: By, bundle: Path, **given: Any) -> int:
     from host_tools.fleet.rolling import Wish, roll_out
     from host_tools.fleet.ways import way_maker
 
+    refuse_given(_NOT_OF[by], f"--by {by}")
     names = {field.name for field in fields(Wish)} & set(given)
-    wish = Wish(bundle=bundle, **{name: given.pop(name) for name in names})
+    wish = Wish(bundle=bundle, by=by, **{name: given.pop(name) for name in names})
     return roll_out(wish, way_maker(by, bundle, given))
 
 
 @fleet.command("ansible")
 @_push_options
 @click.option("--out", type=FOLDER, default="edge-kit-ansible", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Say what would be written, write nothing.")
 @AS_JSON
 def ansible_project(
     *,
@@ -115,6 +138,7 @@ def ansible_project(
     ssh_config: Path | None,
     waves: str,
     out: Path,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Write a folder for Ansible that rolls BUNDLE out: playbook, role, inventory, payload.
@@ -134,10 +158,14 @@ def ansible_project(
         bundle, wheelhouse=wheelhouse, keys=keys, config=config_from_file(config)
     )
     serial = serial_of(waves, len(devices))
-    write_project(out, payload, devices, waves=serial, ssh_config=ssh_config, again=again)
+    if not dry_run:
+        write_project(out, payload, devices, waves=serial, ssh_config=ssh_config, again=again)
     if as_json:
         names = [device.name for device in devices]
         print_json({"folder": out, "playbook": PLAYBOOK, "devices": names, "serial": serial})
+        return
+    if dry_run:
+        click.echo(f"{out}: {len(devices)} devices would be written, in waves of {serial}")
         return
     click.echo(f"{out}: {len(devices)} devices; cd {out} && ansible-playbook {PLAYBOOK}")
 
@@ -147,25 +175,13 @@ def ansible_project(
 @click.option("--dry-run", is_flag=True, help="Say what would be aborted, change nothing.")
 @AS_JSON
 def abort(*, state: Path, dry_run: bool, as_json: bool) -> None:
-    """End the rollout in --state: it cannot be resumed; devices stay as they are."""
-    from dataclasses import replace
+    """End the rollout in --state: it cannot be resumed; devices stay as they are.
 
-    from host_tools.fleet.rolling import rollout_folder, tell_log_end
+    One that runs, in whatever process, finishes the devices that it has begun, and begins no other.
+    """
+    from host_tools.fleet.rolling import abort_rollout
 
-    folder = rollout_folder(state)
-    begun = folder.read()
-    if begun is None:
-        raise UsageError(f"{state} holds no rollout")
-    ended = replace(begun, phase="aborted", reason="by hand")
-    if not dry_run:
-        folder.log.append("aborted", {"bundle": begun.bundle})
-        folder.write(ended)
-        tell_log_end(folder.log.end)
-    if as_json:
-        print_json(ended)
-        return
-    verb = "would abort" if dry_run else "aborted"
-    click.echo(f"{verb}: {begun.name} ({begun.bundle[:12]}), {len(begun.results)} devices tried")
+    abort_rollout(state, dry_run=dry_run, as_json=as_json)
 
 
 @fleet.command()

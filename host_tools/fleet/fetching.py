@@ -18,7 +18,6 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
@@ -180,7 +179,8 @@ class _Exchange(asyncio.Protocol):
 
 
 def _request(address: Address, path: str) -> bytes:
-    host = f"[{address.host}]" if ":" in address.host else address.host
+    name = address.host.partition("%")[0]  # the zone of a link-local address is this desk's own
+    host = f"[{name}]" if ":" in name else name
     return (
         f"GET {quote(address.prefix + path, safe='/._-~%')} HTTP/1.1\r\n"
         f"Host: {host}:{address.port}\r\n"
@@ -299,8 +299,3 @@ def _last_words(file: Any) -> str:
         return ""
     _, is_beyond, why = spoken[-1].partition(": open failed: ")
     return f"behind ssh: {why}" if is_beyond else spoken[-1].removeprefix("ssh: ")
-
-
-def words_for_ssh(host: str, config: Path | None) -> tuple[str, ...]:
-    """Return the words of a command line that name a device to ssh."""
-    return (*(() if config is None else ("-F", str(config))), "--", host)

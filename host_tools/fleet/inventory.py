@@ -9,6 +9,7 @@ line-2: {host: 10.0.0.12, port: 2222}
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ MAX_INVENTORY_BYTES = 8 << 20
 MAX_DEVICES = 100_000
 DEFAULT_PORT = 22
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:%_-]{0,253}")
+_HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:%_-]{0,253}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +133,22 @@ def _problem(key: str, value: Any) -> str | None:
     # What begins with a dash would be an option of ssh.
     if key in {"host", "user"} and _HOST.fullmatch(value) is None:
         return "is no name or address"
+    if key == "host" and ":" in value and not _is_ipv6(value):
+        return "is no IPv6 address, which is written without brackets; a port is a key of its own"
     # Braces would be a template of Ansible.
     if key == "root" and not re.fullmatch(r"/[^{}\s]*", value):
         return "is no absolute path, or has spaces or braces"
     if key == "url" and re.fullmatch(r"https?://[^\s]+", value) is None:
         return "is no http address"
     return None
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain_loader() -> Any:

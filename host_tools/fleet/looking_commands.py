@@ -170,7 +170,7 @@ def report(
     It needs no network: open it, mail it, keep it. Devices are asked once more before.
     """
     from edge.files import atomic_write
-    from host_tools.fleet.figures import summarised
+    from host_tools.fleet.figures import figures_in
     from host_tools.fleet.looking import Look, devices_of, history_at, poll_once
     from host_tools.fleet.report import page_from
 
@@ -181,8 +181,7 @@ def report(
         if not no_poll:
             poll_once(devices, look.poller(), kept)
         now = time.time()
-        polls = kept.polls(since_s=now - since)
-        fleet = summarised(polls, devices, begin_s=now - since, end_s=now)
+        fleet = figures_in(kept, devices, begin_s=now - since, end_s=now)
     atomic_write(out, page_from(fleet).encode())
     if as_json:
         print_json(fleet)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import click
+from collections.abc import Iterable
 
+import click
+from click.core import ParameterSource
+
+from edge.errors import UsageError
 from host_tools.terminal import FILE, FOLDER
 
 INVENTORY = click.option(
@@ -29,6 +33,13 @@ FORKS = click.option(
     type=click.IntRange(1, 256),
     help="Devices at a time.",
 )
+DEADLINE = click.option(
+    "--deadline-minutes",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 10_000),
+    help="For a device to be set up, all in all; by Ansible for each task.",
+)
 STATE = click.option(
     "--state",
     type=FOLDER,
@@ -38,3 +49,15 @@ STATE = click.option(
 )
 RESUME = click.option("--resume", is_flag=True, help="Go on where the rollout in --state stopped.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def refuse_given(names: Iterable[str], why: str) -> None:
+    """Raise UsageError if one of these options of the running command was written.
+
+    names: of parameters. Also one that was given its default: somebody expects something of it.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        if option.name in names and source is not ParameterSource.DEFAULT:
+            raise UsageError(f"{why} does not use {option.opts[-1]}; leave it out")

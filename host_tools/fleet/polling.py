@@ -20,12 +20,12 @@ from host_tools.fleet.answers import (
     Report,
     UnreadableError,
     facts_from,
-    plain,
     report_from_body,
 )
-from host_tools.fleet.fetching import Answer, FetchError, Stage, fetch, words_for_ssh
+from host_tools.fleet.fetching import Answer, FetchError, Stage, fetch
 from host_tools.fleet.inventory import Device
-from host_tools.fleet.push import address_of
+from host_tools.fleet.push import ssh_device
+from host_tools.terminal import plain
 
 AGENT_PORT = 8000
 AT_ONCE, SSH_AT_ONCE = 256, 16
@@ -122,7 +122,7 @@ class Poller:
         self, device: Device, address: Address, stage: Stage, failed: list[FetchError]
     ) -> Report:
         """Return the report of a device; failed gets what went wrong before."""
-        words = words_for_ssh(address_of(device), self.ssh_config) if self.by_ssh else None
+        words = ssh_device(device, self.ssh_config).words if self.by_ssh else None
         while True:
             try:
                 answer = await fetch(address, "/telemetry", stage=stage, by_ssh=words)

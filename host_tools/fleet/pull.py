@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
-from host_tools.flash.ssh import SshDevice, UnreachableError
+from host_tools.errors import FOREIGN_ERRORS, root_cause
+from host_tools.flash.ssh import UnreachableError
 from host_tools.fleet.inventory import Device
-from host_tools.fleet.push import address_of, factors_from
+from host_tools.fleet.push import factors_from, ssh_device
 from host_tools.fleet.rollout import DeviceResult
+
+MAX_LOOK_S = 60.0  # for a device to tell
 
 Json = dict[str, Any]
 
@@ -49,14 +52,16 @@ class ChannelPull:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def __call__(self, devices: Sequence[Device], wave: int) -> Iterator[tuple[str, DeviceResult]]:
-        """Yield what became of each device."""
+    def __call__(
+        self, devices: Sequence[Device], wave: int, is_aborted: Callable[[], bool]
+    ) -> Iterator[tuple[str, DeviceResult]]:
+        """Yield what became of each device; after is_aborted no more is waited for."""
         self.open_wave(wave)
         until = self.clock() + self.wait_s
         waiting = {device.name: device for device in devices}
         said: dict[str, str | None] = {}
         with ThreadPoolExecutor(min(self.forks, len(devices)), thread_name_prefix="look") as pool:
-            while waiting:
+            while waiting and not is_aborted():
                 is_late = self.clock() >= until
                 looks = pool.map(self._look, list(waiting.values()))
                 for name, look in zip(list(waiting), looks, strict=True):
@@ -72,18 +77,19 @@ class ChannelPull:
 
     def _look(self, device: Device) -> Look:
         try:
-            told = self.ask(device)
+            return look_from(self.ask(device), device, self.bundle)
         except UnreachableError as error:
             result = DeviceResult(result="unreachable", reason=str(error))
             return Look(result=result, is_final=False)
         except EdgeError as error:
-            return Look(result=DeviceResult(result="failed", reason=str(error)), is_final=False)
-        return look_from(told, device, self.bundle)
+            return _failed(str(error))
+        except FOREIGN_ERRORS as error:
+            return _failed(f"what it says makes no sense here: {root_cause(error)}")
 
 
 def ask_over_ssh(device: Device, bundle: str, ssh_config: Path | None) -> Json:
     """Return what the device script says of a bundle there."""
-    ssh = SshDevice(host=address_of(device), config=ssh_config)
+    ssh = ssh_device(device, ssh_config, until=time.monotonic() + MAX_LOOK_S)
     return ssh.run("status", bundle, "--root", device.root)
 
 

@@ -1,6 +1,6 @@
 """Tables of a fleet for a terminal: the worst first, and readable at 80 columns.
 
-Everything is text, never markup, and what devices say was made plain before (`answers.plain`).
+Everything is text, never markup, and what devices say was made plain before (`terminal.plain`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from host_tools.fleet.answers import MAX_TEXT, plain
 from host_tools.fleet.changes import Change, Stretch, severity
 from host_tools.fleet.polling import STATES, DeviceStatus, State
+from host_tools.terminal import MAX_TEXT, plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

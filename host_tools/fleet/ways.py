@@ -24,7 +24,7 @@ def way_maker(by: By, bundle: Path, given: Mapping[str, Any]) -> Callable[[Rollo
     """Return what makes the Way of a plan; raises UsageError if a flag is missing, or of another.
 
     given: the flags wheelhouse, keys, config, again of the pushes; channel, channel_keys, follow,
-    wait_minutes of the channel; forks, ssh_config of all.
+    wait_minutes of the channel; deadline_minutes of the pushes; forks, ssh_config of all.
     """
     is_pull = by == "channel"
     for name, flag in (_PUSH_FLAGS if is_pull else _PULL_FLAGS).items():
@@ -45,6 +45,7 @@ def way_maker(by: By, bundle: Path, given: Mapping[str, Any]) -> Callable[[Rollo
     shared: dict[str, Any] = {
         "payload": payload,
         "forks": given["forks"],
+        "deadline_s": 60.0 * given["deadline_minutes"],
         "ssh_config": given["ssh_config"],
         "again": given["again"],
         "say": _say,
@@ -67,7 +68,7 @@ def _pull(planned: Rollout, given: Mapping[str, Any]) -> Way:
     from host_tools.fleet.pull import ChannelPull, ask_over_ssh
 
     folder, to = given["channel"], given["follow"]
-    shares = channel_shares(planned.waves, planned.bundle)
+    shares = planned.shares or channel_shares(planned.waves, planned.bundle)
     find_release(read_repository(folder).channel, planned.bundle)  # it must have been published
 
     def open_wave(wave: int) -> None:

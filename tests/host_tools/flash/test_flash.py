@@ -4,19 +4,22 @@ The agent is `fake_agent`; test_flash_for_real has the real one.
 """
 
 import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from edge.errors import EdgeError
+from edge.errors import EdgeError, UsageError
 from host_tools.cli import cli
 from host_tools.flash import flash as flash_module
 from host_tools.flash.flash import flash
 from host_tools.flash.ssh import DeviceError, SshDevice, UnreachableError
 from tests.agents import unused_port
+from tests.fakes import DEADLINE_S
 from tests.host_tools.flash.devices import HOST, files_in, needs_sshd, running_device
 from tests.host_tools.flash.payloads import Factory, agent_wheels
 
@@ -240,6 +243,52 @@ def test_a_dry_run_over_ssh_writes_nothing(device, words):
     status, report = run(words, "--dry-run")
     assert (status, report["state"], report["changed"]) == (0, "done", True)
     assert files_in(device.root) == before
+
+
+def test_an_error_is_json_too_where_a_program_reads(device, words, tmp_path):
+    unreachable(words, device, tmp_path)
+    arguments = [str(words["host"]), str(words["bundle"])]
+    arguments += [str(word) for pair in words.items() if pair[0].startswith("--") for word in pair]
+    result = CliRunner().invoke(cli, ["flash", *arguments, "--json"], standalone_mode=False)
+    assert isinstance(result.exception, UnreachableError)
+    assert json.loads(result.stdout) == {
+        "state": "error",
+        "error": "unreachable",
+        "reason": str(result.exception),
+        "exit_code": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--only", "a"], "a flash without --many does not use --only"),
+        (["--forks", "16"], "a flash without --many does not use --forks"),
+        (["--resume"], "a flash without --many does not use --resume"),
+        (["--image", "/", "--again"], "--image does not use --again"),
+        (["--image", "/", "--deadline-minutes", "30"], "--image does not use --deadline-minutes"),
+    ],
+)
+def test_a_flag_that_does_nothing_is_refused(flags, said):
+    host = [] if "--image" in flags else ["device"]
+    given = ["flash", *host, "bundle", "--wheelhouse", "w", "--key", "k", *flags]
+    result = CliRunner().invoke(cli, given, standalone_mode=False)
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == f"{said}; leave it out"
+
+
+def test_a_device_that_hangs_is_given_up_at_the_deadline(device, words, monkeypatch, tmp_path):
+    program = tmp_path / "bin/ssh"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    words["--deadline-minutes"] = "0.1"
+    begun = time.monotonic()
+    error, _ = run(words)
+    assert isinstance(error, DeviceError)
+    assert "--deadline-minutes" in str(error)
+    assert time.monotonic() - begun < DEADLINE_S
 
 
 @pytest.mark.parametrize("arguments", [["BUNDLE"], ["a", "b", "c"], ["a", "b", "--image", "d"]])

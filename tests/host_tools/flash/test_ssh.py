@@ -6,13 +6,18 @@ import os
 import re
 import subprocess
 import sys
+import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edge.errors import UsageError
+from host_tools.flash import ssh as ssh_module
 from host_tools.flash.ssh import SSH_OPTIONS, DeviceError, SshDevice, UnreachableError
 from tests.agents import unused_port
+from tests.fakes import DEADLINE_S
 from tests.host_tools.flash.devices import HOST, needs_sshd, running_device
 
 pytestmark = needs_sshd
@@ -126,6 +131,99 @@ def test_a_device_without_an_answer_is_told_in_one_line(monkeypatch, tmp_path, s
     with pytest.raises(DeviceError, match=words) as caught:
         fake_ssh(monkeypatch, tmp_path, script).run("facts")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("exec sleep 1000", "it said nothing"),
+        ("echo 'agent: making' >&2; cat >/dev/null; exec sleep 1000", "agent: making"),
+        ("cat >/dev/null; exec >&- 2>&-; exec sleep 1000", "it said nothing"),
+    ],
+)
+def test_a_device_that_does_not_end_is_given_up_and_its_ssh_is_ended(
+    monkeypatch, tmp_path, script, words
+):
+    pid = tmp_path / "pid"
+    ssh = fake_ssh(monkeypatch, tmp_path, f"echo $$ >{pid}; {script}")
+    begun = time.monotonic()
+    with pytest.raises(DeviceError, match=f"not done within the deadline.*{words}"):
+        replace(ssh, until=begun + 1).run("facts")
+    assert time.monotonic() - begun < DEADLINE_S
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+@pytest.mark.parametrize("pipe", ["1", "2"])
+def test_a_device_that_does_not_stop_talking_is_given_up(monkeypatch, tmp_path, pipe):
+    pid = tmp_path / "pid"
+    ssh = fake_ssh(monkeypatch, tmp_path, f"echo $$ >{pid}; exec cat /dev/zero >&{pipe}")
+    with pytest.raises(DeviceError, match="says more than 8 MiB"):
+        ssh.run("facts")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+@pytest.mark.parametrize("depth", [10, 100_000])
+def test_an_answer_that_is_nested_too_deep_is_no_answer(monkeypatch, tmp_path, depth):
+    text = tmp_path / "answer"
+    text.write_text("[" * depth + "]" * depth)
+    with pytest.raises(DeviceError, match="nothing was reported"):
+        fake_ssh(monkeypatch, tmp_path, f"cat >/dev/null; cat {text}").run("facts")
+
+
+def test_nothing_that_a_device_says_can_steer_a_terminal(monkeypatch, tmp_path):
+    hostile = "\x1b[2J\x07\x9b31m\u202e\r\ud800two\nlines"
+    text = tmp_path / "answer"
+    text.write_text(json.dumps({"reason": hostile, "of": [{hostile: [hostile, 1.5, None, True]}]}))
+    talk = tmp_path / "talk"
+    talk.write_bytes(b"\x1b]0;title\x07one \xff\xfe\n\x1b[31mtwo\n")
+    heard = []
+    ssh = fake_ssh(monkeypatch, tmp_path, f"cat >/dev/null; cat {talk} >&2; cat {text}")
+    told = ssh.run("facts", say=heard.append)
+    texts = [*heard, told["reason"], *told["of"][0], told["of"][0].popitem()[1][0]]
+    assert len(texts) == 5
+    assert all(text.isprintable() for text in texts)
+    assert told["reason"].endswith("two | lines")
+    assert heard[1].endswith("two")
+
+
+def test_a_file_in_the_login_folder_is_no_module_of_the_device(monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("runpy", "tempfile", "json", "host_tools"):
+        (home / f"{name}.py").write_text("raise SystemExit('shadowed')")
+    ssh = fake_ssh(monkeypatch, tmp_path, f'for last; do :; done; cd {home}; exec sh -c "$last"')
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{Path(sys.executable).parent}")
+    monkeypatch.setenv("PYTHONPATH", str(home))
+    assert ssh.run("facts", "--root", str(tmp_path))["arch"] == os.uname().machine
+
+
+def test_a_device_finishes_what_it_had_begun_when_the_connection_is_lost(tmp_path):
+    """The other end of all pipes is closed in the middle, as sshd does it then."""
+    script = tmp_path / "script.pyz"
+    done = tmp_path / "done"
+    with zipfile.ZipFile(script, "w") as archive:
+        archive.writestr("__main__.py", (
+            "import sys\n"
+            "print('begun', file=sys.stderr, flush=True)\n"
+            "sys.stdin.buffer.read()\n"  # until the connection is gone
+            "for _ in range(9): print('a step', file=sys.stderr, flush=True)\n"
+            "print('{}', flush=True)\n"
+            f"open({str(done)!r}, 'x').close()\n"
+        ))  # fmt: skip
+    command = [sys.executable, "-I", "-c", ssh_module._BOOT, str(len(script.read_bytes()))]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdin.write(script.read_bytes())
+    process.stdin.flush()
+    assert process.stderr.readline() == b"begun\n"
+    process.stdout.close()
+    process.stderr.close()
+    process.stdin.close()
+    process.wait(DEADLINE_S)
+    assert done.exists()
 
 
 def test_a_machine_without_ssh_is_told_so(monkeypatch, tmp_path):

@@ -153,3 +153,25 @@ def test_a_wheelhouse_for_a_jetson_is_made_here(tmp_path):
     judged = subprocess.run([*check, "edge-kit"], capture_output=True, text=True)
     assert judged.returncode == 0, judged.stderr
     assert Path(out / "wheelhouse.json").exists()
+
+
+def test_a_dry_run_tells_what_would_be_asked_for_and_asks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was started"))
+    own = tmp_path / "edge_kit-9-py3-none-any.whl"
+    other = tmp_path / "pycuda-1-py3-none-any.whl"
+    for wheel in (own, other):
+        wheel.write_bytes(b"")
+    out = tmp_path / "house"
+    words = ["wheelhouse", "--for", "aarch64", "--python", "3.10", "--extra", "ort", "--wheel",
+             str(own), "--wheel", str(other), "--out", str(out), "--dry-run"]  # fmt: skip
+    told = CliRunner().invoke(cli, [*words, "--json"], standalone_mode=False)
+    assert json.loads(told.stdout) == {
+        "out": str(out),
+        "arch": "aarch64",
+        "python": "3.10",
+        "wanted": [f"{own}[ort]", "pip", str(other)],
+    }
+    assert not out.exists()
+    out.mkdir()
+    again = CliRunner().invoke(cli, words, standalone_mode=False)
+    assert "exists; remove it" in str(again.exception)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from host_tools.fleet.answers import Facts
+from host_tools.fleet.figures import FleetFigures, figures_in
+from host_tools.fleet.history import PollHistory
+from host_tools.fleet.inventory import Device
 from host_tools.fleet.polling import DeviceStatus, State
 
 BEGAN_S = 1_790_000_000.0
@@ -32,6 +37,17 @@ def poll(
         answer_ms=3.5 if has_facts else None,
         facts=Facts(**told) if has_facts else None,
     )
+
+
+def summarised(
+    polls: Iterable[DeviceStatus], devices: Sequence[Device], *, begin_s: float, end_s: float
+) -> FleetFigures:
+    """Return the figures of polls, by way of a history of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fleet.sqlite"
+        with PollHistory.open(path, now=lambda: BEGAN_S) as history:
+            history.add(polls)
+            return figures_in(history, devices, begin_s=begin_s, end_s=end_s)
 
 
 def a_week(names: tuple[str, ...], *, step_s: float = 3600.0) -> Iterator[DeviceStatus]:

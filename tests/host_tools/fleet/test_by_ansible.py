@@ -141,8 +141,10 @@ def test_devices_are_set_up_left_alone_taken_back_and_out_of_reach(tmp_path: Pat
 
         def push(version: str, *devices: Device) -> dict[str, DeviceResult]:
             payload = factory.payload(bundles[version], house)
-            way = AnsiblePush(payload=payload, forks=4, ssh_config=device.ssh_config)
-            return dict(way(devices, 0))
+            way = AnsiblePush(
+                payload=payload, forks=4, deadline_s=300.0, ssh_config=device.ssh_config
+            )
+            return dict(way(devices, 0, lambda: False))
 
         told = push("1", one, gone)
         assert told["one"] == DeviceResult(result="committed")
@@ -154,6 +156,20 @@ def test_devices_are_set_up_left_alone_taken_back_and_out_of_reach(tmp_path: Pat
         back = push("bad", one)["one"]
         assert back.result == "rolled-back"
         assert "3.1 times" in str(back.reason)
+
+
+def test_a_task_that_does_not_end_at_a_device_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = tmp_path / "bin/ssh"
+    hangs.parent.mkdir()
+    hangs.write_text("#!/bin/sh\nexec sleep 20\n")
+    hangs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{hangs.parent}:{os.environ['PATH']}")
+    way = AnsiblePush(payload=small_payload(tmp_path / "here"), forks=4, deadline_s=0.5)
+    told = dict(way(DEVICES[:1], 0, lambda: False))["one"]
+    assert told.result == "failed"
+    assert "Timed out after 1 second" in str(told.reason)
 
 
 @needs_sshd

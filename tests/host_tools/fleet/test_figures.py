@@ -6,10 +6,10 @@ import statistics
 
 import pytest
 
-from host_tools.fleet.figures import BINS, FleetFigures, summarised
+from host_tools.fleet.figures import BINS, FleetFigures
 from host_tools.fleet.inventory import Device
 from host_tools.fleet.polling import DeviceStatus
-from tests.host_tools.fleet.looks import BEGAN_S, a_week, poll
+from tests.host_tools.fleet.looks import BEGAN_S, a_week, poll, summarised
 
 NAMES = ("line-1", "line-2", "line-3", "line-4")
 DEVICES = tuple(Device(name=name, host=name) for name in NAMES)

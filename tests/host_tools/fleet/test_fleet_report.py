@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from host_tools.fleet.figures import FleetFigures, summarised
+from host_tools.fleet.figures import FleetFigures
 from host_tools.fleet.inventory import Device
 from host_tools.fleet.report import page_from
 from tests.browser import Browser, found_browser
-from tests.host_tools.fleet.looks import BEGAN_S, a_week, poll
+from tests.host_tools.fleet.looks import BEGAN_S, a_week, poll, summarised
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 NAMES = ("line-1", "line-2", "line-3", "line-4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from host_tools.fleet import history as module
@@ -25,6 +26,40 @@ def test_what_was_kept_comes_back_as_it_was(tmp_path: Path) -> None:
         assert list(history.polls(since_s=0, device="b")) == [second]
         assert list(history.polls(since_s=BEGAN_S + 0.5)) == [second]
         assert history.devices() == ("a", "b")
+
+
+def test_readings_are_the_figures_of_the_polls_and_what_nobody_told_is_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 2)
+    polls = [
+        poll("a", time_s=BEGAN_S, p95_ms=12.5, requests=7, throttled=("hot",)),
+        poll("a", time_s=BEGAN_S + 1, state="timeout", reason="late"),
+        poll("a", time_s=BEGAN_S + 2, state="not-ready", reason="starts", throttled=()),
+        poll("a", time_s=BEGAN_S + 3, state="degraded", reason="hot", p95_ms=13.0),
+        poll("a", time_s=BEGAN_S + 4),
+    ]
+    with PollHistory.open(tmp_path / "h", now=lambda: BEGAN_S) as history:
+        history.add([*polls, poll("b", time_s=BEGAN_S - 1)])
+        found = history.readings("a", since_s=BEGAN_S, until_s=BEGAN_S + 3)
+        none = history.readings("c", since_s=0, until_s=BEGAN_S + 3)
+        assert history.first_s("a", since_s=BEGAN_S + 0.5) == BEGAN_S + 1
+        assert history.first_s("c", since_s=0) is None
+        assert history.last("a", since_s=0, until_s=BEGAN_S + 1) == polls[1]
+        assert history.last("a", since_s=0, until_s=BEGAN_S + 1, is_told=True) == polls[0]
+        assert history.last("a", since_s=BEGAN_S + 5, until_s=BEGAN_S + 9) is None
+    nan = float("nan")
+    for name, expected in {
+        "time_s": [BEGAN_S, BEGAN_S + 1, BEGAN_S + 2, BEGAN_S + 3],
+        "served": [1, 0, 0, 1],
+        "told": [1, 0, 1, 1],
+        "p95_ms": [12.5, nan, nan, 13.0],
+        "requests": [7, nan, nan, nan],
+        "throttled": [1, nan, 0, nan],
+        "uptime_s": [60, nan, 62, 63],
+    }.items():
+        np.testing.assert_array_equal(getattr(found, name), expected, err_msg=name)
+    assert len(none.time_s) == 0
 
 
 def test_what_is_too_old_is_deleted_when_more_is_added(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from edge.errors import UsageError
 from host_tools.cli import cli
-from host_tools.fleet.answers import plain
 from host_tools.fleet.discover import MAX_ADDRESSES, devices_in_ranges
 from host_tools.fleet.inventory import Device
 from host_tools.fleet.looking import watch
 from host_tools.fleet.polling import DeviceStatus
 from host_tools.fleet.scrape_targets import target_groups
 from host_tools.fleet.tables import status_table, summary_of, watch_view
+from host_tools.terminal import plain
 from tests.host_tools.commands import invoke
 from tests.host_tools.fleet.looks import BEGAN_S, poll
 from tests.simulated_agents import ESCAPE, KINDS, address_of, simulated_agents

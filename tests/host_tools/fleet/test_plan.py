@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge.errors import UsageError
 from host_tools.fleet.inventory import Device, chosen, inventory_from_text, read_inventory
-from host_tools.fleet.push import address_of, factors_from, result_from_report
+from host_tools.fleet.push import MAX_FACTOR, factors_from, result_from_report, ssh_device
 from host_tools.fleet.rules import Figures, rule_from_text
 from host_tools.fleet.waves import planned_waves, waves_from_text
 
@@ -79,12 +83,26 @@ def test_devices_are_chosen_by_name_and_by_group(tmp_path: Path) -> None:
         chosen(devices, ("hall-b",))
 
 
-def test_an_address_is_as_ssh_takes_it() -> None:
-    assert address_of(Device(name="a", host="a")) == "a"
-    assert address_of(Device(name="a", host="a", user="u")) == "u@a"
-    assert address_of(Device(name="a", host="fe80::1", user="u", port=2222)) == (
-        "ssh://u@[fe80::1]:2222"
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="ssh is missing: IT WAS NOT ASKED")
+@pytest.mark.parametrize("host", ["10.0.0.1", "orin.local", "fe80::1", "fe80::1%eth0", "::1"])
+@pytest.mark.parametrize("port", [22, 2222])
+def test_ssh_itself_reads_a_device_as_it_is_meant(tmp_path: Path, host: str, port: int) -> None:
+    text = json.dumps({"devices": {"a": {"host": host, "user": "u", "port": port}}})
+    (device,) = inventory_from_text(text.encode(), name="i")
+    config = tmp_path / "config"
+    config.write_text("")
+    asked = subprocess.run(
+        ["ssh", "-G", *ssh_device(device, config).words], capture_output=True, check=True, text=True
     )
+    told = dict(line.split(" ", 1) for line in asked.stdout.splitlines())
+    assert (told["user"], told["hostname"], told["port"]) == ("u", host, str(port))
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1:2222", "[fe80::1]", "fe80::1::2", "a:b", ":"])
+def test_an_address_with_a_port_or_brackets_is_no_host(host: str) -> None:
+    text = json.dumps({"devices": {"a": {"host": host}}})
+    with pytest.raises(UsageError, match=r"is no (IPv6|name or) address"):
+        inventory_from_text(text.encode(), name="i")
 
 
 @pytest.mark.parametrize(
@@ -215,3 +233,15 @@ def test_a_report_of_flash_becomes_a_result() -> None:
     assert (back.result, back.reason, back.factors) == ("rolled-back", "slow", {})
     assert result_from_report({"state": "refused", "reason": "JetPack 5"}).result == "failed"
     assert factors_from({"checks": [{"name": "peak memory"}]}) == {}
+
+
+@pytest.mark.parametrize(
+    ("factor", "found"),
+    [(1.5, 1.5), (2, 2.0), (10**400, MAX_FACTOR), (math.inf, MAX_FACTOR), (math.nan, None),
+     (-1.0, None), (True, None), ("2", None), (None, None)],
+)  # fmt: skip
+def test_a_factor_that_is_no_number_to_compare_is_unknown(
+    factor: object, found: float | None
+) -> None:
+    gate = {"checks": [{"name": "net p95 latency", "factor": factor}]}
+    assert factors_from(gate) == ({} if found is None else {"p95": found})

@@ -18,7 +18,7 @@ import pytest
 
 from edge.errors import UsageError
 from host_tools.fleet.answers import facts_from, report_from_body
-from host_tools.fleet.fetching import MAX_ANSWER_BYTES
+from host_tools.fleet.fetching import MAX_ANSWER_BYTES, _request
 from host_tools.fleet.inventory import Device
 from host_tools.fleet.polling import DeviceStatus, Poller, agent_address
 from tests.agents import make_config, running_agent, unused_port
@@ -42,6 +42,17 @@ def device(kind: str, port: int, number: int = 1) -> Device:
 
 def ask(device: Device, deadline_s: float = DEADLINE_S) -> DeviceStatus:
     return asyncio.run(Poller(deadline_s=deadline_s, rng=random.Random(1)).ask(device))
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [("orin.local", "orin.local"), ("fe80::1", "[fe80::1]"), ("fe80::1%eth0", "[fe80::1]")],
+)
+def test_an_agent_is_named_with_brackets_where_it_needs_them_and_without_a_zone(
+    host: str, named: str
+) -> None:
+    address = agent_address(Device(name="a", host=host))
+    assert f"\r\nHost: {named}:8000\r\n".encode() in _request(address, "/telemetry")
 
 
 @pytest.mark.slow

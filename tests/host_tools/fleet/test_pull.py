@@ -15,6 +15,7 @@ from edge.errors import UsageError
 from edge.update.channel import Offer, is_in_wave
 from edge.update.settings import followed
 from host_tools.channel.repository import read_repository
+from host_tools.cli import cli
 from host_tools.flash.device.status import identity, status
 from host_tools.flash.ssh import UnreachableError
 from host_tools.fleet.inventory import Device as Listed
@@ -23,7 +24,7 @@ from host_tools.fleet.rollout import DeviceResult, Rollout, RolloutFolder, run_r
 from host_tools.fleet.rules import rule_from_text
 from host_tools.fleet.waves import channel_shares, planned_waves
 from host_tools.fleet.ways import way_maker
-from tests.channel.sites import Device, Site
+from tests.channel.sites import Device, Site, run
 
 NAMES = tuple(f"line-{number}" for number in range(1, 6))
 BUNDLE = "b" * 64
@@ -163,6 +164,36 @@ def test_a_bundle_that_was_not_published_is_refused_before_anything_is_done(flee
         fleet.roll_out(plan(BUNDLE))
     after = {path: path.read_bytes() for path in fleet.site.channel.rglob("*") if path.is_file()}
     assert before == after
+
+
+def typed(fleet: Fleet, bundle: Path, *words: object) -> list[object]:
+    """Return the command line of a rollout through the channel to all devices."""
+    inventory = fleet.site.root / "inventory.yaml"
+    inventory.write_text(json.dumps({"devices": {name: {} for name in NAMES}}))  # JSON is YAML
+    return ["fleet", "rollout", bundle, "--inventory", inventory, "--by", "channel", "--channel",
+            fleet.site.channel, "--channel-keys", fleet.site.keys, "--state",
+            fleet.site.root / "state", *words]  # fmt: skip
+
+
+def test_a_channel_is_not_opened_to_all_when_only_some_are_asked_for(fleet: Fleet) -> None:
+    bundle = fleet.site.bundle("1")
+    fleet.site.change("publish", bundle)
+    ran = run(cli, *typed(fleet, bundle, "--only", "line-1", "--wait-minutes", "0.1"))
+    assert isinstance(ran.error, UsageError)
+    assert "a share of all its followers" in str(ran.error)
+    assert not read_repository(fleet.site.channel).channel.offers
+
+
+def test_a_dry_run_tells_to_which_share_of_the_followers_each_wave_opens(fleet: Fleet) -> None:
+    bundle = fleet.site.bundle("1")
+    release = str(fleet.site.change("publish", bundle).said["release"])
+    words = typed(fleet, bundle, "--waves", "2,100%", "--dry-run")
+    planned = run(cli, *words, "--json").said
+    shares = list(channel_shares(planned["waves"], release))
+    assert planned["shares"] == shares
+    first, second, _ = str(run(cli, *words, is_json=False).said).splitlines()
+    assert f", {shares[0]:g}% of all who follow the channel: {planned['waves'][0][0]}," in first
+    assert ", 100% of all who follow the channel: " in second
 
 
 @pytest.mark.parametrize("named", [None, "line-1"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +21,14 @@ from host_tools.fleet.rollout import (
     AUDIT_NAME,
     STATE_NAME,
     DeviceResult,
+    Result,
     Rollout,
     RolloutFolder,
     figures_of,
     run_rollout,
 )
 from host_tools.fleet.rules import rule_from_text
+from tests.fakes import DEADLINE_S
 
 NAMES = tuple("abcdefgh")
 DEVICES = {name: Device(name=name, host=name) for name in NAMES}
@@ -39,15 +43,19 @@ class Fleet:
     def __init__(self, *, forks: int = 3, **bad: DeviceResult | Exception) -> None:
         self.bad, self._forks = bad, forks
         self.tried: list[str] = []
+        self.meets: Callable[[str], object] = lambda name: None
         self._lock = threading.Lock()
 
-    def __call__(self, devices: Sequence[Device], wave: int) -> Iterable[tuple[str, DeviceResult]]:
+    def __call__(
+        self, devices: Sequence[Device], wave: int, is_aborted: Callable[[], bool]
+    ) -> Iterable[tuple[str, DeviceResult]]:
         assert {device.name for device in devices} <= set(WAVES[wave])
-        return in_threads(devices, self._one, self._forks)
+        return in_threads(devices, self._one, self._forks, is_aborted)
 
     def _one(self, device: Device) -> DeviceResult:
         with self._lock:
             self.tried.append(device.name)
+        self.meets(device.name)
         result = self.bad.get(device.name, OK)
         if isinstance(result, Exception):
             raise result
@@ -95,6 +103,105 @@ def test_an_error_at_one_device_is_its_result_and_no_end_of_the_rollout(tmp_path
     ended = run(tmp_path, Fleet(b=BundleError("no space")), rule="failed>3")
     assert ended.phase == "done"
     assert ended.results["b"] == DeviceResult(result="failed", reason="no space")
+
+
+@pytest.mark.parametrize("bad", ["unreachable", "failed", "rolled-back"])
+def test_a_wave_of_which_no_device_came_out_well_halts_whatever_the_rule_is(
+    tmp_path: Path, bad: Result
+) -> None:
+    fleet = Fleet(b=DeviceResult(result=bad), c=DeviceResult(result=bad))
+    ended = run(tmp_path, fleet, rule="failed>99")
+    assert (ended.phase, ended.reason) == (
+        "halted",
+        "after wave 2: no device of it came out well",
+    )
+    assert set(fleet.tried) == {"a", "b", "c"}
+    again = Fleet(b=DeviceResult(result=bad))  # one of two is enough to go on with
+    assert run(tmp_path, again, replace(ended, phase="running"), "failed>99").phase == "done"
+
+
+def test_an_abort_begins_no_device_and_no_wave_more(tmp_path: Path) -> None:
+    fleet = Fleet(forks=1)
+    fleet.meets = lambda name: folder_in(tmp_path).ask_to_abort() if name == "e" else None
+    ended = run(tmp_path, fleet)
+    assert (ended.phase, ended.reason) == ("aborted", "by hand, in wave 3")
+    assert fleet.tried == ["a", "b", "c", "d", "e"]
+    assert set(ended.results) == set(fleet.tried)  # what was under way is kept
+    assert [entry.event for entry, _ in entries(tmp_path / AUDIT_NAME)][-1] == "aborted"
+    late = Fleet()
+    assert run(tmp_path, late, replace(ended, phase="running")).phase == "aborted"
+    assert late.tried == []
+
+
+def test_a_rollout_that_ends_in_an_error_begins_no_device_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[str] = []
+    left, all_are_cancelled = iter(NAMES[:-1]), threading.Event()
+    cancel = Future.cancel
+
+    def seen(future: Future[object]) -> bool:
+        is_cancelled = cancel(future)
+        if next(left, None) is None:
+            all_are_cancelled.set()
+        return is_cancelled
+
+    def one(device: Device) -> DeviceResult:
+        tried.append(device.name)
+        if device.name == "b":
+            assert all_are_cancelled.wait(DEADLINE_S)
+        return OK
+
+    monkeypatch.setattr(Future, "cancel", seen)
+    results = in_threads(list(DEVICES.values()), one, 1)
+    assert next(iter(results)) == ("a", OK)
+    del results
+    assert set(tried) <= {"a", "b"}  # b was perhaps under way
+
+
+def test_a_folder_has_one_rollout_at_a_time_and_names_its_process(tmp_path: Path) -> None:
+    one, two = folder_in(tmp_path), folder_in(tmp_path)
+    assert two.runner() is None
+    with one.alone() as is_first:
+        assert is_first
+        assert two.runner() == str(os.getpid())
+        with two.alone() as is_second:
+            assert not is_second
+        assert two.runner() == str(os.getpid())
+    assert two.runner() is None
+    with two.alone() as is_second:
+        assert is_second
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+     ValueError("x"), KeyError("arch"), RecursionError("deep"), TypeError("not a list"),
+     AttributeError("get")],
+)  # fmt: skip
+def test_a_device_that_makes_no_sense_has_failed_and_the_rollout_goes_on(
+    tmp_path: Path, error: Exception
+) -> None:
+    ended = run(tmp_path, Fleet(b=error), rule="failed>3")
+    assert ended.phase == "done"
+    assert ended.results["b"].result == "failed"
+    reason = str(ended.results["b"].reason)
+    assert reason.startswith(f"b: what it says makes no sense here: {type(error).__name__}")
+    told = [e.facts for e, _ in entries(tmp_path / AUDIT_NAME) if e.facts.get("device") == "b"]
+    assert [one["result"]["reason"] for one in told] == [reason]
+
+
+def test_a_reason_of_any_length_and_kind_is_kept_as_text_and_the_log_stays_readable(
+    tmp_path: Path,
+) -> None:
+    hostile = DeviceResult(result="failed", reason="\x1b[2J\ud800\u202e" + "x" * 3_000_000 + "\n")
+    ended = run(tmp_path, Fleet(b=hostile), rule="failed>3")
+    reason = str(ended.results["b"].reason)
+    assert ended.phase == "done"
+    assert reason.isprintable()
+    assert len(reason) <= 2000
+    assert folder_in(tmp_path).read() == ended
+    assert list(entries(tmp_path / AUDIT_NAME))
 
 
 def test_a_slower_bundle_halts_by_its_factor(tmp_path: Path) -> None:
