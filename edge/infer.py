@@ -64,7 +64,7 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
             total_s=self.done - self.started,
         )
         if served.drift is not None:
-            served.drift.observe(asked.parts[0], answer.outputs)
+            served.drift.observe(asked.parts[0], answer.outputs, asked.texts)
 
     def header(self, answer: Answer) -> str:
         """Return milliseconds by stage, as browsers and curl show them (W3C Server Timing)."""

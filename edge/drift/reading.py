@@ -98,10 +98,10 @@ class Reader:
         self.scores = scores_of(model)
         self._model = model
         self._vocabulary = vocabulary
-        self._inputs = [spec for spec in model.inputs if _is_batched(spec)]
+        self._inputs = [spec for spec in model.inputs if is_batched(spec)]
         others = {model.embedding, None if self.scores is None else self.scores.output}
         outputs = [spec for spec in model.outputs if spec.name not in others]
-        self._outputs = [s for s in outputs if _is_batched(s) and s.datatype.startswith("FP")]
+        self._outputs = [s for s in outputs if is_batched(s) and s.datatype.startswith("FP")]
 
     def take(self, feeds: Feeds, outputs: Mapping[str, AnyArray]) -> Taken:
         """Return copies of what is looked at; costs microseconds, and keeps no request alive."""
@@ -180,7 +180,8 @@ class _Columns:
         return np.nan_to_num(array, posinf=3e38, neginf=-3e38)
 
 
-def _is_batched(spec: TensorSpec) -> bool:
+def is_batched(spec: TensorSpec) -> bool:
+    """Whether a tensor has a row for each of a request's."""
     return bool(spec.shape) and isinstance(spec.shape[0], str)
 
 
