@@ -42,9 +42,9 @@ def trained_tokenizer(lines: list[str]) -> str:
     return library.to_str()
 
 
-def ask_encoder(url: str, texts: list[str]) -> list[int]:
+def ask_encoder(url: str, texts: list[str]) -> list[list[float]]:
     found = httpx.post(f"{url}/v1/embeddings", json={"model": "m", "input": texts})
-    return [len(item["embedding"]) for item in found.raise_for_status().json()["data"]]
+    return [item["embedding"] for item in found.raise_for_status().json()["data"]]
 
 
 def ask_classifier(url: str, texts: list[str]) -> list[str]:
@@ -116,6 +116,10 @@ def test_another_language_is_found_and_its_texts_can_be_trained_on(
         assert sorted(row["text"] for row in found) == sorted(texts)
         if make is make_classifier:
             assert all(row["label"] == answers[row["text"]] for row in found)
+        else:
+            (vectors,) = np.load(out / "answers" / "texts.npz").values()
+            for row in found:
+                np.testing.assert_allclose(vectors[row["row"]], answers[row["text"]], atol=1e-4)
     result = invoke("calibrate", model, "--data", out / "inputs" / "texts.txt",
                     "--tokenizer", tmp_path / "hf", "--method", "minmax", "--json",
                     "--min-cosine", "0", "--min-agreement", "0")  # fmt: skip
