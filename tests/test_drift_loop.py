@@ -32,6 +32,7 @@ PORT = "8765"  # of the document
 WINDOW = 100
 ROWS = 10  # of a request
 STEP_S = 180.0
+MORE_TRIES = 3
 
 
 def blocks() -> Iterator[list[list[str]]]:
@@ -51,12 +52,25 @@ class Place:
         rest = (str(self.port) if word == PORT else word for word in words[1:])
         return [script(words[0]), *(word.replace("$PWD", str(self.folder)) for word in rest)]
 
-    def run(self, words: list[str], *, code: int = 0) -> str:
-        ran = subprocess.run(
+    def ran(self, words: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             self.words(words), cwd=self.folder, capture_output=True, text=True, timeout=STEP_S
         )
+
+    def run(self, words: list[str], *, code: int = 0) -> str:
+        ran = self.ran(words)
         assert ran.returncode == code, (words, ran.stdout, ran.stderr)
         return ran.stdout
+
+    def update(self, words: list[str]) -> None:
+        """Follow the channel; a machine that is busy with something else may need another try."""
+        ran = self.ran(words)
+        for _ in range(MORE_TRIES):
+            if ran.returncode == 0:
+                break
+            assert "p95 latency" in ran.stdout + ran.stderr, (ran.stdout, ran.stderr)
+            ran = self.ran([*words, "--again"])
+        assert ran.stdout.startswith("installed: digits"), (ran.stdout, ran.stderr)
 
     @contextmanager
     def serving(self, words: list[str]) -> Iterator[None]:
@@ -139,7 +153,7 @@ def test_a_drifted_model_is_trained_on_what_was_seen_and_is_well_again(tmp_path:
     (tmp_path / "device").mkdir()
     serve, update = device
     with place.serving(serve):
-        assert "installed" in place.run(update)
+        place.update(update)
         assert (place.ask(images[usual]) == labels[usual]).mean() > 0.9
         place.run(["edge-agent", "drift", "status", "--url", place.url])
         assert place.drift()["state"] == "steady"
@@ -175,7 +189,7 @@ def test_a_drifted_model_is_trained_on_what_was_seen_and_is_well_again(tmp_path:
             found = registry.execute("select name, version from model_versions").fetchall()
         assert found == [("digits", 1)]
         assert place.telemetry()["bundle"]["version"] == "1"
-        assert "installed" in place.run(second[-1])
+        place.update(second[-1])
         assert place.telemetry()["bundle"]["version"] == "2"
 
         answers = place.ask(inverted)
