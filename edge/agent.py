@@ -151,6 +151,7 @@ class Agent:
             max_body_bytes=config.max_body_bytes,
             timeout_s=config.chat_timeout_s,
             clock=clock,
+            traces=traces,
         )
         handler = Recorder(
             InferHandler(inference, loop, chat, traces=traces),

@@ -29,13 +29,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     parts: what the model takes at once, 1..MAX_PARTS times; encode gets the rows of all parts in
     their order, and raises EdgeError for what it cannot write. timeout_s: how long the client
-    waits, None if it does not say. priority: see `inbox`.
+    waits, None if it does not say. priority: see `inbox`. texts: that the rows of the first part
+    were, None where tensors were sent.
     """
 
     parts: tuple[Feeds, ...]
     encode: Encode
     timeout_s: float | None = None
     priority: int = NORMAL_PRIORITY
+    texts: tuple[str, ...] | None = None
 
     @property
     def rows(self) -> int:

@@ -40,6 +40,7 @@ from edge.http_stream import HttpStream
 from edge.pool import Pool
 from edge.served import ServedChat
 from edge.serving import Serving
+from edge.traces import Stage, Traced, Traces
 
 HELPERS = 2
 # While an answer has no lane its client is told so often how many are before it.
@@ -53,20 +54,23 @@ Read = Callable[[ChatModel, bytes], Prepared]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
-    """How one path is read. is_openai: whether its errors have OpenAI's form."""
+    """How one path is read. name: in traces. is_openai: whether its errors have OpenAI's form."""
 
+    name: str
     read: Read
     is_openai: bool
 
 
 _PATHS = {
     "/v1/chat/completions": _Path(
-        read=lambda model, body: model.chat(chat_request(body)), is_openai=True
+        name="chat", read=lambda model, body: model.chat(chat_request(body)), is_openai=True
     ),
     "/v1/completions": _Path(
-        read=lambda model, body: model.complete(completion_request(body)), is_openai=True
+        name="completions",
+        read=lambda model, body: model.complete(completion_request(body)),
+        is_openai=True,
     ),
-    PAGE_PATH: _Path(read=lambda model, body: model.ask(body), is_openai=False),
+    PAGE_PATH: _Path(name="chat", read=lambda model, body: model.ask(body), is_openai=False),
 }
 
 
@@ -85,8 +89,10 @@ class ChatHandler:
         max_body_bytes: int,
         timeout_s: float,
         clock: Callable[[], float],
+        traces: Traces | None = None,
     ) -> None:
         self.serving = serving
+        self.traces = traces
         self.loop = loop
         self.helpers = Pool(HELPERS, "chat")
         self.max_body_bytes = min(max_body_bytes, MAX_BODY_BYTES)
@@ -146,6 +152,7 @@ class _ChatCall:
         self._prepared: Prepared | None = None
         self._generations: list[Generation] = []
         self._left = 0  # answers that have not ended
+        self._stages: list[Stage] = []
         self._stream: HttpStream | None = None
         self._timers: list[Callable[[], None]] = []
         self._is_over = self._is_late = False
@@ -252,6 +259,7 @@ class _ChatCall:
     def _take_end(self, index: int, end: End, prepared: Prepared, served: ServedChat) -> None:
         if end.reason == "cancelled" and self._is_late:
             end = replace(end, reason="error", error=self._too_late(served))
+        self._stages += _stages(end, self._begun)
         if end.error is not None:
             self._fail(end.error, index=index, end=end)
             return
@@ -264,6 +272,7 @@ class _ChatCall:
             return
         stream = self._stream
         self._end()
+        self._trace(200)
         if stream is not None:
             stream.end()
         else:
@@ -293,8 +302,10 @@ class _ChatCall:
             self._served.record_error(code, total_s=self._now() - self._started)
         stream, prepared = self._stream, self._prepared
         self._end()
+        refusal = _refusal(error, self._path)
+        self._trace(refusal.status if stream is None else 200, error=code)
         if stream is None:
-            self._send(_refusal(error, self._path))
+            self._send(refusal)
         elif end is None or prepared is None:
             stream.break_off()
         else:
@@ -304,6 +315,22 @@ class _ChatCall:
                 stream.break_off()
             else:
                 stream.end()
+
+    def _trace(self, status: int, *, error: str | None = None) -> None:
+        traces, served = self._handler.traces, self._served
+        if traces is None or served is None:
+            return
+        traced = Traced(
+            name=self._path.name,
+            model=served.model.name,
+            version=served.model.version,
+            status=status,
+            error=error,
+            start=self._started,
+            end=self._now(),
+            stages=(Stage(name="read", start=self._started, end=self._begun), *self._stages),
+        )
+        traces.record(self._request, traced)
 
     def _end(self) -> None:
         """Let go of everything; answers that are still made are cancelled."""
@@ -341,6 +368,18 @@ class _Ear:
 
     def on_end(self, end: End) -> None:
         self._tell(self._call.take_end, self._index, end)
+
+
+def _stages(end: End, begun: float) -> list[Stage]:
+    """Return when an answer waited, ran its prompt, and was made, as far as it came to that."""
+    stages, start = [], begun
+    for name, until_s in (("queue", end.queue_s), ("prefill", end.first_token_s), ("decode", None)):
+        stop = begun + (end.total_s if until_s is None else until_s)
+        stages.append(Stage(name=name, start=start, end=stop))
+        if until_s is None:
+            break
+        start = stop
+    return stages
 
 
 @functools.lru_cache(maxsize=128)

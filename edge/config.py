@@ -226,6 +226,30 @@ class AgentConfig:
             "Address that is told with a POST when a model begins to drift, or ends; unset: nobody."
         ),
     )
+    drift_keep_inputs: int = field(
+        default=0,
+        metadata=_about(
+            "Inputs that are kept of each model that is watched for drift, with their answers: so "
+            "many of windows that drifted and as many of others, for `drift export`; 0: none.",
+            low=0,
+            high=10_000,
+        ),
+    )
+    drift_keep_bytes: int = field(
+        default=256 << 20,
+        metadata=_about("Largest size of these, per model.", low=32 << 20, high=1 << 40),
+    )
+    drift_keep_redact: str | None = field(
+        default=None,
+        metadata=_about(
+            "Inputs whose contents are left out of what is kept, separated by commas, with the "
+            "answers that follow from them."
+        ),
+    )
+    drift_keep_folder: Path = field(
+        default=Path("/var/lib/edge-agent/drift"),
+        metadata=_about("Folder for what is kept; nobody else can read it."),
+    )
     history: Path | None = field(
         default=None,
         metadata=_about(

@@ -92,7 +92,7 @@ def asked_from_body(body: bytes, served: ServedModel) -> Asked:
         tokens=sum(map(len, rows)),
         as_base64=request.encoding_format == "base64",
     )
-    return Asked(parts=parts, encode=encode)
+    return Asked(parts=parts, encode=encode, texts=_first_texts(request.input, parts, order))
 
 
 def _width(model: Model, output: str) -> int:
@@ -142,6 +142,18 @@ def _parts(
         check_feeds(feeds, model.inputs, model.profile)
         parts.append(feeds)
     return tuple(parts), order
+
+
+def _first_texts(
+    given: str | list[str | int | list[int]],
+    parts: tuple[Mapping[str, AnyArray], ...],
+    order: AnyArray,
+) -> tuple[str, ...] | None:
+    """Return the texts of the rows of the first batch, None for tokens."""
+    inputs = [given] if isinstance(given, str) else given
+    texts = tuple(one for one in inputs if isinstance(one, str))
+    rows = len(next(iter(parts[0].values())))
+    return tuple(texts[number] for number in order[:rows]) if texts else None
 
 
 def _encoded(

@@ -17,7 +17,7 @@ from edge.chat_loading import open_chat
 from edge.chat_preparing import DecoderPreparer, PrepareDecoder, decoder_spec
 from edge.choice import Candidate, Choice, Ranking, Refusal, choice_from, rank
 from edge.config import AgentConfig
-from edge.drift.opening import watch_of
+from edge.drift.opening import keep_rules, watch_of
 from edge.drift.watch import DriftRules
 from edge.engine_process import AttemptError
 from edge.errors import EdgeError
@@ -191,6 +191,7 @@ class Loader:
                     seconds=self._config.drift_window_s,
                     level=self._config.drift_level,
                 ),
+                keep_rules(self._config),
                 on_change=self._serving.on_drift,
             ),
             metrics=self._serving.metrics.for_model(model.name),

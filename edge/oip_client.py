@@ -20,6 +20,7 @@ from edge.errors import EdgeError, InferenceError, InputError, UnknownModelError
 from edge.http_client import Address, AgentClient, Received
 from edge.oip import JSON_LENGTH_HEADER, MAX_RANK, MAX_TENSORS, json_length_from_header
 from edge.oip_json import array_from_json, list_from_array
+from edge.routes import TEST_HEADER
 from edge.spec import AnyArray, Datatype, Feeds, datatype_from_numpy
 from edge.tensor_bytes import bytes_from_tensor, tensor_from_bytes
 
@@ -87,13 +88,17 @@ def try_request(address: Address, request: HttpRequest) -> None:
         raise _refusal(address, request.path, received)
 
 
-def infer(client: AgentClient, model: str, feeds: Feeds) -> dict[str, AnyArray]:
+def infer(
+    client: AgentClient, model: str, feeds: Feeds, *, is_test: bool = False
+) -> dict[str, AnyArray]:
     """Return the outputs for one set of feeds, in binary both ways.
 
-    model: its name, or "NAME/versions/VERSION". Raises as `get_json`, InputError for an answer that
-    cannot be read.
+    model: its name, or "NAME/versions/VERSION". is_test: see TEST_HEADER. Raises as
+    `get_json`, InputError for an answer that cannot be read.
     """
     request = infer_request(model, feeds)
+    if is_test:
+        request.headers[TEST_HEADER] = "1"
     received = _answer(client, request)
     if received.status != HTTPStatus.OK:
         raise _refusal(client.address, request.path, received)

@@ -17,6 +17,7 @@ from edge import openapi_answers as answers
 from edge.capture.capture_file import STATE_HEADER
 from edge.oip import JSON_LENGTH_HEADER
 from edge.openapi_operations import JSON, OPERATIONS, Json, Operation
+from edge.routes import TEST_HEADER
 from edge.spec import Datatype
 
 _SCHEMA = "#/components/schemas/{name}"
@@ -65,6 +66,12 @@ _PARAMETERS: Json = {
         "in": "header",
         "description": "Milliseconds that the client waits at most.",
         "schema": {"type": "integer", "minimum": 1},
+    },
+    "Test": {
+        "name": TEST_HEADER,
+        "in": "header",
+        "description": "Of a request that only tries the model: it is not compared for drift.",
+        "schema": {"type": "string"},
     },
     "ContentEncoding": {
         "name": "Content-Encoding",

@@ -92,7 +92,7 @@ def _infer(path: str, id_: str) -> Operation:
         statuses=_RUN,
         body={JSON: RequestHead, BINARY: BYTES},
         needs_body=True,
-        parameters=("JsonLength", "TimeoutMs", "ContentEncoding", "AcceptEncoding"),
+        parameters=("JsonLength", "TimeoutMs", "Test", "ContentEncoding", "AcceptEncoding"),
         headers=(JSON_LENGTH_HEADER,),
     )
 
@@ -169,7 +169,7 @@ OPERATIONS: tuple[Operation, ...] = (
             JSON: TextRequest,
         },
         needs_body=True,
-        parameters=("TimeoutMs", "AcceptEncoding"),
+        parameters=("TimeoutMs", "Test", "AcceptEncoding"),
     ),
     Operation(
         path="/v1/embeddings",

@@ -60,8 +60,9 @@ class Predictor:
         if model.text is not None:
             encoding = request.header(b"content-encoding")
             body = unpacked(request.body, encoding, max_body_bytes=self._max_body_bytes)
-            feeds = feeds_from_texts(_texts(body), model, tokenizer_of(served))
-            return Asked(parts=(feeds,), encode=encoder_of(model))
+            texts = _texts(body)
+            feeds = feeds_from_texts(texts, model, tokenizer_of(served))
+            return Asked(parts=(feeds,), encode=encoder_of(model), texts=texts)
         if model.image is None:
             raise InputError(
                 f"model {model.name!r} was packed without image or text steps; send tensors to "

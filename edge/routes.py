@@ -9,6 +9,9 @@ from typing import Literal
 
 Kind = Literal["infer", "predict", "embeddings"]
 
+# Of a request that only tries a model, and says nothing of what it is asked: drift passes it by.
+TEST_HEADER = "Edge-Test"
+
 _INFER = re.compile(r"/v2/models/([\w.-]+)(?:/versions/([\w.-]+))?/infer/?", re.ASCII)
 _EMBEDDINGS = re.compile(r"/v1/embeddings/?")
 _PREDICT = re.compile(r"/predict/([\w.-]+)/?", re.ASCII)

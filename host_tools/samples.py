@@ -18,6 +18,7 @@ import onnx
 from calibration.errors import CalibrationError
 from calibration.image_samples import ImageSamples, images_below
 from calibration.model_file import image_from_model, profile_from_model, specs_from_model
+from calibration.processing import processing_from_model
 from calibration.samples import IteratedSamples, NpzSamples, open_samples
 from edge.errors import UsageError
 from edge.images import ImagePreprocessing
@@ -47,7 +48,8 @@ def samples_at(path: Path, model: onnx.ModelProto, *, tokenizer: Path | None) ->
         raise UsageError(f"no samples at {path}; give a text file with one sample a line")
     if tokenizer is None:
         raise UsageError(f"{path} is text: give --tokenizer, the model folder or tokenizer.json")
-    return TextSamples(path, tokenizer, specs_from_model(model)[0], profile_from_model(model))
+    inputs, profile = specs_from_model(model)[0], profile_from_model(model)
+    return TextSamples(path, tokenizer, inputs, profile, processing_from_model(model).text)
 
 
 def _steps(path: Path, model: onnx.ModelProto) -> ImagePreprocessing:

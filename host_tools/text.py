@@ -13,6 +13,7 @@ from calibration.errors import CalibrationError
 from edge.errors import BackendUnavailableError, UsageError
 from edge.files import read_capped
 from edge.spec import Feeds, Profile, TensorSpec
+from edge.text import TextPreprocessing
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 MAX_TEXT_BYTES = 256 << 20
@@ -21,11 +22,17 @@ MAX_TEXT_BYTES = 256 << 20
 class TextSamples:
     """Lines of a UTF-8 file as token ids; every batch is padded to its longest line.
 
-    Lines longer than the profile allows are cut, as a client has to cut them.
+    how: the text steps of the model, None if it carries none. Longer lines are cut as a device cuts
+    them, or else to what the profile allows, as a client has to cut them.
     """
 
     def __init__(
-        self, path: Path, tokenizer: Path, inputs: tuple[TensorSpec, ...], profile: Profile
+        self,
+        path: Path,
+        tokenizer: Path,
+        inputs: tuple[TensorSpec, ...],
+        profile: Profile,
+        how: TextPreprocessing | None = None,
     ) -> None:
         names = {spec.name for spec in inputs}
         if IDS not in names or not names <= {IDS, MASK, TYPES}:
@@ -44,7 +51,11 @@ class TextSamples:
         self._sha256 = hashlib.sha256(content).hexdigest()
         self.profile = profile
         self._inputs = inputs
-        self._tokenizer = _load_tokenizer(tokenizer, profile.ranges[IDS].max[1])
+        self._pad = 0 if how is None else how.pad
+        self._tokenizer = _load_tokenizer(tokenizer)
+        longest = profile.ranges[IDS].max[1] if how is None else how.max_tokens
+        end = "left" if how is not None and how.truncation == "start" else "right"
+        self._tokenizer.enable_truncation(longest, direction=end)
 
     @property
     def count(self) -> int:
@@ -67,7 +78,8 @@ class TextSamples:
             chunk = self._lines[first : min(first + size, stop)]
             rows = [encoding.ids for encoding in self._tokenizer.encode_batch(chunk)]
             width = max(self.profile.ranges[IDS].min[1], *(len(row) for row in rows))
-            ids, mask = np.zeros((2, len(rows), width), np.int64)
+            ids = np.full((len(rows), width), self._pad, np.int64)
+            mask = np.zeros_like(ids)
             for i, row in enumerate(rows):
                 ids[i, : len(row)] = row
                 mask[i, : len(row)] = 1
@@ -83,7 +95,7 @@ def tokenizer_file(path: Path) -> Path:
     return file
 
 
-def _load_tokenizer(path: Path, longest: int) -> Any:
+def _load_tokenizer(path: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -96,5 +108,4 @@ def _load_tokenizer(path: Path, longest: int) -> Any:
     except Exception as error:  # tokenizers raises bare Exception
         raise UsageError(f"{file} is not a tokenizer: {error}") from error
     tokenizer.no_padding()
-    tokenizer.enable_truncation(longest)
     return tokenizer

@@ -48,6 +48,7 @@ ENTERED_BY = {
     "capture": {
         "agent",
         "cli",
+        "drift.kept",
         "gate.checks",
         "gate.closeness",
         "gate.replaying",

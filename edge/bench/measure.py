@@ -19,6 +19,7 @@ from edge.errors import NotReadyError, UnknownModelError, UsageError
 from edge.http_client import Address
 from edge.manifest import Model
 from edge.oip_client import HttpRequest, get_json, infer_request, try_request
+from edge.routes import TEST_HEADER
 from edge.spec import TensorSpec
 
 MAX_DISTINCT = 16  # requests with other rows
@@ -151,7 +152,9 @@ def _requests(subject: Subject, plan: BenchPlan) -> list[HttpRequest]:
             )
         else:
             feeds = made_feeds(specs, rows=plan.rows, length=plan.length, rng=rng)
-        requests.append(infer_request(subject.name, feeds, binary=plan.binary))
+        request = infer_request(subject.name, feeds, binary=plan.binary)
+        request.headers[TEST_HEADER] = "1"
+        requests.append(request)
         if len(requests[0].body) * len(requests) > MAX_DISTINCT_BYTES:
             break
     return requests

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from edge.capture.capture_file import RECORDED_HEADERS, Exchange
 from edge.errors import CaptureError, NoAgentError
 from edge.http_client import AgentClient, Received
-from edge.routes import Route
+from edge.routes import TEST_HEADER, Route
 
 LEAD_S = 0.05  # until the threads stand ready
 
@@ -87,6 +87,7 @@ def _answer(client: AgentClient, exchange: Exchange) -> tuple[Received | None, s
     headers = {
         name: exchange.headers[name] for name in RECORDED_HEADERS if name in exchange.headers
     }
+    headers[TEST_HEADER] = "1"
     try:
         sent = client.send(exchange.method, exchange.path, headers=headers, body=exchange.body)
     except NoAgentError as error:

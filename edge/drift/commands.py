@@ -1,17 +1,22 @@
-"""`edge-agent drift status`: whether what an agent is asked is like what it was packed with."""
+"""`edge-agent drift`: whether what an agent is asked is usual, and a sample of it for training."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import click
 
 from edge.config import DEFAULT_URL
-from edge.console import CommandGroup, print_json
-from edge.errors import NoAgentError
+from edge.config_options import config_options, given_only
+from edge.config_sources import load_config, read_config_file
+from edge.console import print_json
+from edge.errors import NoAgentError, StorageError, UsageError
 
 MAX_LINES = 5  # of a model
 
 
-@click.group(cls=CommandGroup)
+@click.group()
 def drift() -> None:
     """Compare what a running agent is asked with what its bundle says is usual."""
 
@@ -42,6 +47,55 @@ def status(*, url: str, as_json: bool) -> int:
     else:
         click.echo("\n".join(lines))
     return int("drifted" in states)
+
+
+@drift.command()
+@config_options("drift_keep_folder")
+@click.option("--model", required=True, help="The model whose inputs are exported.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder to write, which must not exist.",
+)
+@click.option(
+    "--redact",
+    multiple=True,
+    metavar="INPUT",
+    help="Input whose contents are left out, with the answers that follow from it; repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def export(
+    *, model: str, out: Path, redact: tuple[str, ...], dry_run: bool, as_json: bool, **flags: object
+) -> None:
+    """Write the inputs that the agent has kept, for training and `edge-kit calibrate --data`.
+
+    The agent keeps them if drift_keep_inputs says so, for its user only; it need not run now.
+    FOLDER is readable by its owner only: inputs/ holds .npz files, or texts.txt, answers/ what the
+    model said, and rows.jsonl the time of each row and whether its window had drifted.
+    """
+    config = load_config(given_only(flags), os.environ, read_config_file)
+    from edge.drift.export import Kept
+    from edge.manifest import is_plain_name
+
+    if not is_plain_name(model):
+        raise UsageError(f"--model: {model!r} is no name of a model")
+    kept = Kept.read(config.drift_keep_folder, model, redact)
+    found = kept.summary(redact)
+    if os.path.lexists(out):
+        raise StorageError(f"{out} exists already; give another name, or remove it")
+    if not dry_run:
+        kept.write(out, found)
+    if as_json:
+        print_json(found)
+        return
+    others = "" if found.left_out == 0 else f"; {found.left_out} damaged or not redactable"
+    click.echo(
+        f"{out}: {found.rows} inputs, {found.drifted} of windows that drifted, {found.bytes} bytes,"
+        f" {found.first} to {found.last}{others}" + ("; not written" if dry_run else "")
+    )
 
 
 def _lines(name: str, report: dict[str, object] | None) -> list[str]:

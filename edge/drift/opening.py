@@ -6,7 +6,10 @@ import logging
 from collections.abc import Callable
 
 from edge.bundle import Bundle
-from edge.drift.reading import Reader, Vocabulary
+from edge.config import AgentConfig
+from edge.drift.keeping import Keeper, KeepRules
+from edge.drift.kept import About
+from edge.drift.reading import Reader, Vocabulary, is_batched, scores_of
 from edge.drift.reference import MAX_REFERENCE_BYTES, reference_from_bytes, reference_path
 from edge.drift.watch import DriftReport, DriftRules, DriftWatch
 from edge.errors import BundleError, EdgeError
@@ -22,6 +25,7 @@ def watch_of(
     model: Model,
     tokenizer: Tokenizer | None,
     rules: DriftRules,
+    keep: KeepRules | None,
     *,
     on_change: Callable[[str, DriftReport], None],
 ) -> DriftWatch | None:
@@ -42,4 +46,47 @@ def watch_of(
         logger.warning("drift is not watched model=%s: %s", model.name, error)
         return None
     reader = Reader(model, None if tokenizer is None else Vocabulary(tokenizer))
-    return DriftWatch(model.name, reference, reader, rules, on_change=on_change)
+    keeper = None if keep is None else _keeper_of(bundle, model, artifact.sha256, keep)
+    return DriftWatch(model.name, reference, reader, rules, keeper=keeper, on_change=on_change)
+
+
+def keep_rules(config: AgentConfig) -> KeepRules | None:
+    """Return what is to be kept of the inputs, None for nothing."""
+    if config.drift_keep_inputs == 0:
+        return None
+    names = (config.drift_keep_redact or "").split(",")
+    return KeepRules(
+        folder=config.drift_keep_folder,
+        rows=config.drift_keep_inputs,
+        bytes=config.drift_keep_bytes,
+        redact=frozenset(name.strip() for name in names if name.strip()),
+    )
+
+
+def _keeper_of(bundle: Bundle, model: Model, reference: str, rules: KeepRules) -> Keeper | None:
+    """Return what keeps inputs of a model; None, and a line why, where it cannot."""
+    manifest = bundle.manifest
+    known = {spec.name for each in manifest.models for spec in each.inputs}
+    problem = None
+    if not rules.redact <= known:
+        wrong, names = min(rules.redact - known), ", ".join(sorted(known))
+        problem = f"no model has an input {wrong!r} to redact, only {names}"
+    elif not all(map(is_batched, model.inputs)):
+        problem = "not all of its inputs have one row a sample"
+    if problem is None:
+        about = About(
+            model=model.name,
+            model_version=model.version,
+            bundle_version=manifest.version,
+            reference_sha256=reference,
+            inputs=tuple(spec.name for spec in model.inputs),
+            outputs=tuple(spec.name for spec in model.outputs if is_batched(spec)),
+            scores=scores_of(model),
+            labels=() if model.classes is None else model.classes.labels,
+        )
+        try:
+            return Keeper.open(about, rules)
+        except (EdgeError, OSError) as error:
+            problem = str(error)
+    logger.warning("inputs are not kept model=%s: %s", model.name, problem)
+    return None

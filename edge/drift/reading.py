@@ -98,10 +98,10 @@ class Reader:
         self.scores = scores_of(model)
         self._model = model
         self._vocabulary = vocabulary
-        self._inputs = [spec for spec in model.inputs if _is_batched(spec)]
+        self._inputs = [spec for spec in model.inputs if is_batched(spec)]
         others = {model.embedding, None if self.scores is None else self.scores.output}
         outputs = [spec for spec in model.outputs if spec.name not in others]
-        self._outputs = [s for s in outputs if _is_batched(s) and s.datatype.startswith("FP")]
+        self._outputs = [s for s in outputs if is_batched(s) and s.datatype.startswith("FP")]
 
     def take(self, feeds: Feeds, outputs: Mapping[str, AnyArray]) -> Taken:
         """Return copies of what is looked at; costs microseconds, and keeps no request alive."""
@@ -120,6 +120,7 @@ class Reader:
         elif model.text is not None:
             names = {"ids": model.text.ids, "mask": model.text.mask}
             inputs = {key: feeds[name][:rows].copy() for key, name in names.items() if name}
+            inputs.setdefault("mask", inputs["ids"] != model.text.pad)
         else:
             inputs = {spec.name: _spaced(feeds[spec.name], rows) for spec in self._inputs}
         answers = {spec.name: _spaced(outputs[spec.name], rows) for spec in self._outputs}
@@ -137,7 +138,7 @@ class Reader:
         if model.image is not None:
             _image_features(columns, taken.inputs["grid"], taken.inputs["patch"])
         elif model.text is not None:
-            _text_features(columns, taken.inputs["ids"], taken.inputs.get("mask"), self._vocabulary)
+            _text_features(columns, taken.inputs["ids"], taken.inputs["mask"], self._vocabulary)
         else:
             for spec in self._inputs:
                 _tensor_features(columns, "input", spec, taken.inputs[spec.name])
@@ -180,7 +181,8 @@ class _Columns:
         return np.nan_to_num(array, posinf=3e38, neginf=-3e38)
 
 
-def _is_batched(spec: TensorSpec) -> bool:
+def is_batched(spec: TensorSpec) -> bool:
+    """Whether a tensor has a row for each of a request's."""
     return bool(spec.shape) and isinstance(spec.shape[0], str)
 
 
@@ -230,9 +232,9 @@ def _sharpness(grey: AnyArray) -> AnyArray:
 
 
 def _text_features(
-    columns: _Columns, ids: AnyArray, mask: AnyArray | None, vocabulary: Vocabulary | None
+    columns: _Columns, ids: AnyArray, mask: AnyArray, vocabulary: Vocabulary | None
 ) -> None:
-    is_token = np.ones(ids.shape, bool) if mask is None else mask != 0
+    is_token = mask != 0
     counts = np.maximum(1, is_token.sum(axis=1))
     columns.add("input", "tokens", counts)
     # Tokenizers number frequent tokens first: text of another kind has higher numbers.

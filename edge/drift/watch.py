@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from edge.drift.comparing import Comparison, What, Window, compare
+from edge.drift.keeping import Chosen, Keeper
 from edge.drift.reading import Reader, Taken
 from edge.drift.reference import Reference
 from edge.spec import AnyArray, Feeds
@@ -48,8 +49,9 @@ class DriftReport:
 
     since_s: Unix time since which this state holds. window_rows: of a whole window; rows: that the
     one under way has; compared_rows: that the last one had. windows: how many were compared.
-    skipped: requests that came too fast to be looked at. largest: statistic of each kind. features:
-    the least likely first, with classes and whole rows among them.
+    skipped: requests that came too fast to be looked at. kept: rows on disk. largest:
+    statistic of each kind. features: the least likely first, with classes and whole rows among
+    them.
     """
 
     state: State
@@ -60,6 +62,7 @@ class DriftReport:
     compared_rows: int
     windows: int
     skipped: int
+    kept: int = 0
     level: float
     largest: dict[What, float]
     features: tuple[Comparison, ...]
@@ -68,6 +71,7 @@ class DriftReport:
 class DriftWatch:
     """The drift of one model. `observe` and `report` may be called from any thread.
 
+    keeper: keeps some of the rows, where the configuration says so.
     on_change: called with the model and the report when the state changes, in the thread of `turn`.
     """
 
@@ -78,6 +82,7 @@ class DriftWatch:
         reader: Reader,
         rules: DriftRules,
         *,
+        keeper: Keeper | None = None,
         on_change: Callable[[str, DriftReport], None] = lambda model, report: None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -86,10 +91,11 @@ class DriftWatch:
         self._reference = reference
         self._reader = reader
         self._rules = rules
+        self._keeper = keeper
         self._on_change = on_change
         self._clock = clock
         self._wall_clock = wall_clock
-        self._waiting: deque[Taken] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._skipped = 0
         self._is_failing = False
         self._collected = _Collected()
@@ -102,6 +108,7 @@ class DriftWatch:
             compared_rows=0,
             windows=0,
             skipped=0,
+            kept=0 if keeper is None else len(keeper),
             level=rules.level,
             largest={},
             features=(),
@@ -112,17 +119,26 @@ class DriftWatch:
         """What is known; replaced as a whole."""
         return self._report
 
-    def observe(self, feeds: Feeds, outputs: Mapping[str, AnyArray]) -> None:
-        """Remember one answered request; never raises, and is never in anybody's way."""
+    def observe(
+        self,
+        feeds: Feeds,
+        outputs: Mapping[str, AnyArray],
+        texts: Sequence[str] | None = None,
+    ) -> None:
+        """Remember one answered request; never raises, and is never in anybody's way.
+
+        texts: of the rows, where it was asked with texts.
+        """
         if len(self._waiting) >= MAX_WAITING:
             self._skipped += 1
             return
         try:
             taken = self._reader.take(feeds, outputs)
+            chosen = None if self._keeper is None else self._keeper.choose(feeds, outputs, texts)
         except Exception as error:  # noqa: BLE001 - supervised: no answer may fail of being watched
             self._note_failure(error)
             return
-        self._waiting.append(taken)
+        self._waiting.append(_Waiting(taken, chosen))
 
     def turn(self) -> None:
         """Summarise what has come, and compare a window that is full or old; in one thread."""
@@ -130,12 +146,17 @@ class DriftWatch:
             self._turn()
         except Exception as error:  # noqa: BLE001 - supervised: it is only watched
             self._collected = _Collected()
+            if self._keeper is not None:
+                self._keeper.drop_window()
             self._note_failure(error)
 
     def _turn(self) -> None:
         now = self._clock()
         while self._waiting:
-            self._collect(self._waiting.popleft(), now)
+            waiting = self._waiting.popleft()
+            if self._keeper is not None and waiting.chosen is not None:
+                self._keeper.take(waiting.chosen)
+            self._collect(waiting.taken, now)
             if self._collected.rows >= self._rules.rows:
                 self._compare()
         collected = self._collected
@@ -171,6 +192,8 @@ class DriftWatch:
         )
         compared = compare(self._reference, window, level=self._rules.level)
         state = state_after(compared)
+        if self._keeper is not None:
+            self._keeper.end_window(is_drifted=state == "drifted")
         before, is_change = self._report, state != self._report.state
         self._is_failing = False
         self._change(
@@ -179,6 +202,7 @@ class DriftWatch:
             detail=detail_of(compared, len(features)),
             compared_rows=len(features),
             windows=before.windows + 1,
+            kept=0 if self._keeper is None else len(self._keeper),
             largest=_largest(compared),
             features=compared[:MAX_SHOWN],
         )
@@ -195,6 +219,13 @@ class DriftWatch:
         if not self._is_failing:
             logger.warning("drift is not watched model=%s: %s", self.model, error)
         self._is_failing = True
+
+
+class _Waiting(NamedTuple):
+    """What was taken of a request, and what may be kept of it."""
+
+    taken: Taken
+    chosen: Chosen | None
 
 
 class _Collected:

@@ -105,7 +105,7 @@ def _ask(
             feeds = {tensor.name: tensor_from_golden(tensor, read) for tensor in case.inputs}
             began = clock()
             try:
-                outputs = infer(client, model.name, feeds)
+                outputs = infer(client, model.name, feeds, is_test=True)
             except EdgeError as error:
                 return _failed(model, seconds, str(error))
             seconds.append(clock() - began)

@@ -160,7 +160,13 @@ def _told(report: Json, as_json: bool) -> int:
 
 
 @click.command()
-@click.option("--for", "arch", type=click.Choice(["aarch64", "x86_64"]), required=True)
+@click.option(
+    "--for",
+    "arch",
+    type=click.Choice(["aarch64", "x86_64"]),
+    required=True,
+    help="Architecture of the device: aarch64 is a Jetson's.",
+)
 @click.option(
     "--python",
     default="3.10",
@@ -183,7 +189,9 @@ def _told(report: Json, as_json: bool) -> int:
     help="A wheel of your own, such as a PyCUDA that a Jetson built. Repeatable.",
 )
 @click.option("--constraint", type=FILE, help="Versions to keep to, as for `pip -c`.")
-@click.option("--out", type=FOLDER, default="wheelhouse", show_default=True)
+@click.option(
+    "--out", type=FOLDER, default="wheelhouse", show_default=True, help="Folder to write."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be asked for, download nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print wheelhouse.json.")
 def wheelhouse(

@@ -123,7 +123,9 @@ def rollout(*, by: By, bundle: Path, **given: Any) -> int:
 
 @fleet.command("ansible")
 @_push_options
-@click.option("--out", type=FOLDER, default="edge-kit-ansible", show_default=True)
+@click.option(
+    "--out", type=FOLDER, default="edge-kit-ansible", show_default=True, help="Folder to write."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written, write nothing.")
 @AS_JSON
 def ansible_project(

@@ -125,7 +125,7 @@ def device_history(*, device: str, since: float, history: Path | None, as_json: 
 @click.command()
 @INVENTORY
 @ONLY
-@click.option("--out", type=FILE, default="targets.json", show_default=True)
+@click.option("--out", type=FILE, default="targets.json", show_default=True, help="File to write.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, write nothing.")
 @AS_JSON
 def prometheus(
@@ -153,7 +153,7 @@ def prometheus(
 @_poll_options
 @SINCE_WEEK
 @click.option("--no-poll", is_flag=True, help="Report what is known already, ask nobody.")
-@click.option("--out", type=FILE, default="fleet.html", show_default=True)
+@click.option("--out", type=FILE, default="fleet.html", show_default=True, help="File to write.")
 @AS_JSON
 def report(
     *,

@@ -75,6 +75,10 @@ def test_every_key_can_be_given_in_every_place():
         "drift_window_s": 60.0,
         "drift_level": 0.01,
         "drift_webhook": "http://127.0.0.1:9/hook",
+        "drift_keep_inputs": 100,
+        "drift_keep_bytes": 1 << 26,
+        "drift_keep_redact": "image",
+        "drift_keep_folder": "/tmp/kept",
         "log_level": "debug",
     }
     assert set(values) == {field.name for field in fields(AgentConfig)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import queue
 import subprocess
@@ -22,6 +23,7 @@ from edge.errors import BackendUnavailableError, ConfigError, InferenceError
 from edge.http_request import HttpRequest
 from edge.traces import Stage, Traced, Traces
 from tests.agents import make_config, running_agent, unused_port
+from tests.edge.chat.bundles import NAME, chat_parts, fake_opener
 from tests.edge.test_agent import BODY
 from tests.fakes import DEADLINE_S, FakeSession
 
@@ -93,13 +95,55 @@ def attributes(span: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def asking(tmp_path, endpoint, **options) -> Iterator[httpx.Client]:
-    config = make_config(tmp_path, otlp_endpoint=endpoint)
+def asking(tmp_path, endpoint, parts=None, **options) -> Iterator[httpx.Client]:
+    config = make_config(tmp_path, parts, otlp_endpoint=endpoint)
     with (
         running_agent(config, **options) as agent,
         httpx.Client(base_url=agent.url, timeout=DEADLINE_S) as client,
     ):
         yield client
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_answer_is_a_span_with_its_stages_one_after_the_other(tmp_path, collector, stream):
+    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+    with asking(tmp_path, collector.url, chat_parts(), open_decoder=fake_opener()) as client:
+        path = "/v1/chat/completions"
+        answer = client.post(path, json={**body, "stream": stream}, headers=headers)
+        assert answer.status_code == 200
+        spans = {span.name: span for span in collector.spans(5)}
+    whole = spans.pop("POST chat")
+    assert whole.parent_span_id.hex() == PARENT
+    assert attributes(whole)["edge.model.name"] == NAME
+    stages = [spans[name] for name in ("read", "queue", "prefill", "decode")]
+    assert len(spans) == 4
+    assert {span.parent_span_id for span in stages} == {whole.span_id}
+    times = [whole.start_time_unix_nano]
+    for span in stages:
+        assert span.start_time_unix_nano == times[-1]
+        times.append(span.end_time_unix_nano)
+    assert times == sorted(times)
+    assert times[-1] <= whole.end_time_unix_nano
+
+
+def test_a_chat_answer_that_fails_is_a_span_with_its_error(tmp_path, collector):
+    fails, steps = threading.Event(), itertools.count()
+
+    def before_step() -> None:
+        if fails.is_set() and next(steps) == 2:
+            raise InferenceError("the device is gone")
+
+    body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    options = {"open_decoder": fake_opener(before_step=before_step)}
+    with asking(tmp_path, collector.url, chat_parts(), **options) as client:
+        fails.set()
+        status = client.post("/v1/chat/completions", json=body).status_code
+        spans = {span.name: span for span in collector.spans(5)}
+    assert set(spans) == {"POST chat", "read", "queue", "prefill", "decode"}
+    found = attributes(spans["POST chat"])
+    assert (found["error.type"], found["http.response.status_code"]) == ("inference", status)
+    assert status == 500
 
 
 def test_a_request_is_a_span_with_its_four_stages_below_that_of_the_client(tmp_path, collector):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from calibration.table import load_table, ort_path, table_path
 from calibration.trt_cache import ranges_from_cache
 from edge.errors import UsageError
 from edge.files import sha256_of
+from edge.text import TextPreprocessing
 from host_tools.calibrate import calibrate_file
 from host_tools.coverage import coverage_of
 from host_tools.text import TextSamples
@@ -117,6 +119,22 @@ def text_samples(tmp_path: Path) -> TextSamples:
         for name in profile.ranges
     )
     return TextSamples(tmp_path / "lines.txt", tmp_path, inputs, profile)
+
+
+@pytest.mark.parametrize(("truncation", "last"), [("end", "on"), ("start", "saw")])
+def test_text_is_padded_and_cut_as_the_model_says(
+    text_samples: TextSamples, tmp_path: Path, truncation: Any, last: str
+) -> None:
+    how = TextPreprocessing(
+        tokenizer="t", ids="input_ids", mask="attention_mask", max_tokens=4, pad=2,
+        truncation=truncation,
+    )  # fmt: skip
+    inputs, profile = text_samples._inputs, text_samples.profile
+    samples = TextSamples(tmp_path / "lines.txt", tmp_path, inputs, profile, how)
+    (feeds,) = samples.batches(2, 0, 2)
+    assert WORDS[feeds["input_ids"][1, -1]] == last
+    assert feeds["input_ids"].shape == (2, 4)
+    assert feeds["input_ids"][0, 3] == 2
 
 
 def test_text_is_padded_cut_and_masked(text_samples: TextSamples) -> None:

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from edge.cli import cli
-from tests.agents import make_config, running_agent
+from edge.errors import NoAgentError
+from tests.agents import make_config, running_agent, unused_port
 from tests.bundles import affine_parts
 from tests.edge.drift.test_served import RNG, ask, content_of_reference, drift_of, parts_with
 from tests.fakes import wait_until
@@ -35,3 +36,8 @@ def test_status_says_what_is_not_watched(tmp_path):
         told = run("--url", agent.url)
     assert told.return_value == 0
     assert "no drift reference" in told.output
+
+
+def test_an_agent_that_is_not_there_is_an_error_of_one_line():
+    told = run("--url", f"http://127.0.0.1:{unused_port()}")
+    assert isinstance(told.exception, NoAgentError)

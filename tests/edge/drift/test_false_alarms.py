@@ -123,7 +123,7 @@ def test_another_language_is_found_within_one_window(texts):
     summary = texts.summary(english_lines[:500])
     reference = reference_of(summary, np.arange(500))
     found = []
-    for lines in (_german(), [codecs.encode(line, "rot13") for line in english_lines[500:700]]):
+    for lines in (german(), [codecs.encode(line, "rot13") for line in english_lines[500:700]]):
         window = texts.summary(lines)
         rows = np.arange(len(lines))
         compared = compare(reference, window_of(window, rows, reference), level=LEVEL)
@@ -132,7 +132,7 @@ def test_another_language_is_found_within_one_window(texts):
     assert "whole rows" in found[0] & found[1]
 
 
-def _german() -> list[str]:
+def german() -> list[str]:
     # The first sentences of the Universal Declaration of Human Rights, each from several places.
     text = (
         "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft "

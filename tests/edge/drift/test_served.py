@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import urllib.request
+from contextlib import closing
 
 import msgspec
 import numpy as np
 import pytest
 
+from edge.capture.capture_file import Exchange
+from edge.capture.replay import replay
 from edge.drift.reference import reference_path
+from edge.gate.limits import Limits
+from edge.gate.questions import ask_bundle
+from edge.http_client import AgentClient
+from edge.oip_client import infer_request
 from tests.agents import make_config, running_agent
 from tests.bundles import affine_parts
 from tests.edge.drift.populations import reference_of, summary_of
@@ -31,11 +38,11 @@ def content_of_reference() -> bytes:
     return bytes_from_reference(reference_of(summary, np.arange(500)))
 
 
-def ask(url: str, rows: np.ndarray) -> None:
+def ask(url: str, rows: np.ndarray, **headers: str) -> None:
     for row in rows:
         tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": row.tolist()}
         body = msgspec.json.encode({"inputs": [tensor]})
-        request = urllib.request.Request(f"{url}/v2/models/affine/infer", body)
+        request = urllib.request.Request(f"{url}/v2/models/affine/infer", body, headers)
         with urllib.request.urlopen(request) as answer:
             assert answer.status == 200
 
@@ -69,3 +76,22 @@ def test_an_agent_serves_a_bundle_without_a_reference_or_with_a_broken_one(tmp_p
         ask(agent.url, np.zeros((1, 4)))
         assert drift_of(agent.url) is None
         assert agent.serving.is_ready
+
+
+def test_what_only_tries_a_model_is_no_drift(tmp_path):
+    config = make_config(tmp_path, parts_with(content_of_reference()), drift_window=50)
+    with running_agent(config) as agent, closing(AgentClient(agent.url)) as client:
+        asked = infer_request("affine", {"x": np.zeros((1, 4), np.float32)})
+        exchange = Exchange(
+            offset_s=0.0, method="POST", path=asked.path, headers=asked.headers, body=asked.body,
+            status=200, answer_headers={}, answer=b"", latency_s=0.0,
+        )  # fmt: skip
+        replay([exchange] * 60, agent.url, speed=0, connections=1, timeout_s=10)
+        manifest = agent.serving.bundle.manifest
+        root, limits = agent.serving.bundle.root, Limits(rounds=60)
+        (answers,) = ask_bundle(client, root, manifest, {"affine": "fp32"}, limits)
+        assert answers.is_right
+        ask(agent.url, RNG.normal(size=(50, 4)))
+        wait_until(lambda: drift_of(agent.url)["windows"] == 1)
+        assert drift_of(agent.url)["state"] == "steady"
+        assert drift_of(agent.url)["rows"] == 0

@@ -1,0 +1,202 @@
+"""What an agent keeps, as files that training and `edge-kit calibrate --data` read.
+
+inputs/0001.npz     inputs by name, one row a sample; a file for each combination of shapes
+inputs/texts.txt    instead, of a model that was asked with texts: one a line
+answers/0001.npz    outputs by name, of the same rows; answers/texts.npz of the texts
+rows.jsonl          a line for each row, the oldest first: where it is, when it came, whether
+in a window that drifted, and which class it was given
+export.json         where it comes from
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import numpy as np
+
+from edge.classes import Classes, guesses
+from edge.drift.kept import About, KeptFolder, KeptRow
+from edge.errors import StorageError, UsageError
+from edge.files import atomic_directory, storage_errors
+from edge.spec import AnyArray
+
+TEXTS = "texts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What is exported. rows: of windows that drifted and of others.
+
+    left_out: rows that are damaged, or in which what is to be redacted cannot be found for certain.
+    first, last: when the oldest and the newest row came, UTC; None without rows.
+    """
+
+    model: str
+    model_version: str
+    bundle_version: str
+    redact: tuple[str, ...]
+    rows: int
+    drifted: int
+    left_out: int
+    bytes: int
+    first: str | None
+    last: str | None
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of rows.jsonl. number: of the class that the model gave, with its label and score."""
+
+    file: str
+    row: int
+    time: str
+    drifted: bool
+    number: int | None = None
+    label: str | None = None
+    score: float | None = None
+    text: str | None = None
+
+
+class Kept:
+    """All that is kept of one model, in memory."""
+
+    def __init__(self, about: About, rows: Sequence[KeptRow], *, left_out: int) -> None:
+        self.about = about
+        self.rows = sorted(rows, key=lambda kept: kept.row.when)
+        self.left_out = left_out
+
+    @classmethod
+    def read(cls, folder: Path, model: str, redact: Collection[str]) -> Kept:
+        """Return what is in a folder; raises UsageError if there is nothing, StorageError."""
+        kept = KeptFolder(folder, model)
+        about = kept.about()
+        for name in redact:
+            if name not in about.inputs:
+                raise UsageError(
+                    f"model {model!r} has no input {name!r} to redact, only "
+                    f"{', '.join(about.inputs)}"
+                )
+        found = list(kept.rows(redact))
+        rows = [row for row in found if row is not None]
+        if not rows:
+            raise StorageError(
+                f"{kept.path} holds no inputs yet"
+                if not found
+                else f"none of the {len(found)} inputs in {kept.path} can be read or redacted"
+            )
+        return cls(about, rows, left_out=len(found) - len(rows))
+
+    def summary(self, redact: tuple[str, ...]) -> Export:
+        """Return what there is."""
+        times = [_time(kept.row.when) for kept in self.rows]
+        arrays = [
+            array
+            for kept in self.rows
+            for array in (*kept.row.feeds.values(), *kept.row.outputs.values())
+        ]
+        texts = sum(len(kept.row.text or "") for kept in self.rows)
+        return Export(
+            model=self.about.model,
+            model_version=self.about.model_version,
+            bundle_version=self.about.bundle_version,
+            redact=redact,
+            rows=len(self.rows),
+            drifted=sum(kept.is_drifted for kept in self.rows),
+            left_out=self.left_out,
+            bytes=sum(array.nbytes for array in arrays) + texts,
+            first=times[0] if times else None,
+            last=times[-1] if times else None,
+        )
+
+    def write(self, out: Path, export: Export) -> None:
+        """Write a new folder, for its owner only; raises StorageError if there is one already."""
+        with storage_errors("write", out), atomic_directory(out) as scratch:
+            scratch.chmod(0o700)
+            places: dict[int, tuple[str, int]] = {}
+            for name, numbers in self._files().items():
+                self._write_file(scratch, name, numbers)
+                suffix = ".txt" if name == TEXTS else ".npz"
+                places.update({n: (f"inputs/{name}{suffix}", i) for i, n in enumerate(numbers)})
+            with _new(scratch / "rows.jsonl") as file:
+                for number, kept in enumerate(self.rows):
+                    line = self._line(kept, *places[number])
+                    file.write(msgspec.json.encode(line) + b"\n")
+            with _new(scratch / "export.json") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(export), indent=2) + b"\n")
+
+    def _files(self) -> dict[str, list[int]]:
+        """Return the numbers of the rows that each file holds: those of equal shapes."""
+        groups: dict[object, list[int]] = {}
+        for number, kept in enumerate(self.rows):
+            key: object = TEXTS
+            if kept.row.text is None:
+                key = [(n, a.shape, a.dtype.str) for n, a in sorted(kept.row.feeds.items())]
+            groups.setdefault(str(key), []).append(number)
+        names = map("{:04d}".format, range(1, len(groups) + 1))
+        return {TEXTS if key == TEXTS else next(names): group for key, group in groups.items()}
+
+    def _write_file(self, scratch: Path, name: str, numbers: Sequence[int]) -> None:
+        rows = [self.rows[number].row for number in numbers]
+        if name == TEXTS:
+            with _new(scratch / "inputs" / "texts.txt") as file:
+                for row in rows:
+                    file.write(" ".join((row.text or "").split()).encode() + b"\n")
+        else:
+            with _new(scratch / "inputs" / f"{name}.npz") as file:
+                names = rows[0].feeds
+                _save(file, {n: _joined([row.feeds[n] for row in rows]) for n in names})
+        # Of outputs whose rows have one shape, and that no row lacks.
+        shapes = [{n: a.shape for n, a in row.outputs.items()} for row in rows]
+        common = [n for n in shapes[0] if all(s.get(n) == shapes[0][n] for s in shapes)]
+        if common:
+            with _new(scratch / "answers" / f"{name}.npz") as file:
+                _save(file, {n: _joined([row.outputs[n] for row in rows]) for n in common})
+
+    def _line(self, kept: KeptRow, file: str, row: int) -> _Line:
+        number = label = score = None
+        scores = self.about.scores
+        if scores is not None and scores.output in kept.row.outputs:
+            labels = self.about.labels or tuple(map(str, range(scores.classes)))
+            how = Classes(output=scores.output, labels=labels, softmax=scores.softmax, top=1)
+            guess = guesses(kept.row.outputs[scores.output], how)[0][0]
+            number, score = guess.number, round(guess.score, 6)
+            label = guess.label if self.about.labels else None
+        return _Line(
+            file=file,
+            row=row,
+            time=_time(kept.row.when),
+            drifted=kept.is_drifted,
+            number=number,
+            label=label,
+            score=score,
+            text=kept.row.text,
+        )
+
+
+def _joined(rows: Sequence[AnyArray]) -> AnyArray:
+    """Return rows as one array that a file can hold: texts as an array of bytes."""
+    array = np.concatenate(rows)
+    return array.astype(np.bytes_) if array.dtype.kind == "O" else array
+
+
+def _save(file: IO[bytes], arrays: Mapping[str, AnyArray]) -> None:
+    """Write an .npz file; numpy.savez takes no array that is called "file"."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, array, allow_pickle=False)
+
+
+def _new(path: Path) -> IO[bytes]:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.touch(mode=0o600, exist_ok=False)
+    return path.open("wb")
+
+
+def _time(when: float) -> str:
+    return datetime.fromtimestamp(when, timezone.utc).isoformat(timespec="milliseconds")
