@@ -72,7 +72,7 @@ def test_engines_are_tried_committed_and_gone_back_from_and_the_gpu_is_seen(
         assert checks["affine GPU"]["passed"]
         assert checks["affine GPU"]["measured"].endswith("on the GPU")
         (model,) = telemetry(device)["models"]
-        assert model["means"].startswith("trt")
+        assert (model["variant"], model["means"]) == ("trt-fp32", "build")
     status, result = device.install(device.bundle("bad", 5.0, golden_scale=7.0))
     assert (status, result["result"]) == (1, "rolled-back"), result
     assert device.answer() == expected(3.0)
