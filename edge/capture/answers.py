@@ -44,7 +44,7 @@ def errors_between(
     """Return the relative error of every output, by `self_test.relative_error`.
 
     scores: see `Closeness`; in place of that output, or of a document that names classes, stands
-    BEST_CLASS, whose error is 0 or infinite.
+    BEST_CLASS, whose error is the share of rows with another best class.
 
     got, reference: headers (lower case) and body of two answers with status 200. An output that
     only one of them has, or in another shape or type, or whose texts differ, has an infinite error.
@@ -63,13 +63,13 @@ def errors_between(
     errors = {}
     for name in {**theirs, **ours}:
         got_one, reference_one = ours.get(name), theirs.get(name)
-        is_same = None
+        share = None
         if scores is not None and name in {scores, WHOLE}:
-            is_same = _has_same_classes(got_one, reference_one)
-        if is_same is None:
+            share = _reclassified(got_one, reference_one)
+        if share is None:
             errors[name] = _error(got_one, reference_one)
         else:
-            errors[BEST_CLASS] = 0.0 if is_same else math.inf
+            errors[BEST_CLASS] = share
     return errors
 
 
@@ -89,15 +89,15 @@ def _error(got: object, reference: object) -> float:
     return 0.0 if is_same else math.inf
 
 
-def _has_same_classes(got: object, reference: object) -> bool | None:
-    """Return whether the best class of every row is the same; None if one has no such rows."""
+def _reclassified(got: object, reference: object) -> float | None:
+    """Return the share of rows whose best class is another; None if one has no such rows."""
     arrays = [a for a in (got, reference) if isinstance(a, np.ndarray)]
     if len({array.shape for array in arrays}) > 1:
         return None
     ours, theirs = _best_classes(got), _best_classes(reference)
-    if ours is None or theirs is None or len(ours) != len(theirs):
+    if not ours or not theirs or len(ours) != len(theirs):
         return None
-    return ours == theirs
+    return sum(a != b for a, b in zip(ours, theirs, strict=True)) / len(ours)
 
 
 def _best_classes(answer: object) -> list[object] | None:

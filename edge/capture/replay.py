@@ -46,12 +46,7 @@ def replay(
     latency counts from there.
     Raises CaptureError if the recording holds what is no inference, UsageError for a bad url.
     """
-    for number, exchange in enumerate(exchanges, 1):
-        if exchange.method != "POST" or Route.of(exchange.path) is None:
-            raise CaptureError(
-                f"request {number} is {exchange.method} {exchange.path[:80]!r}, which is no "
-                "inference; it is not sent"
-            )
+    check_inference(exchanges)
     ordered = sorted(range(len(exchanges)), key=lambda index: exchanges[index].offset_s)
     turns = itertools.count()
     results: dict[int, Sent] = {}
@@ -81,6 +76,16 @@ def replay(
         finally:
             stop.set()
     return [results[index] for index in range(len(exchanges))]
+
+
+def check_inference(exchanges: Sequence[Exchange]) -> None:
+    """Raise CaptureError if a recording holds what is no inference."""
+    for number, exchange in enumerate(exchanges, 1):
+        if exchange.method != "POST" or Route.of(exchange.path) is None:
+            raise CaptureError(
+                f"request {number} is {exchange.method} {exchange.path[:80]!r}, which is no "
+                "inference; it is not sent"
+            )
 
 
 def _answer(client: AgentClient, exchange: Exchange) -> tuple[Received | None, str | None]:

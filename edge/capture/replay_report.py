@@ -45,8 +45,9 @@ class Report:
 
     statuses: "200 -> 429" and how often. problems: requests without an answer, by reason.
     not_compared: redacted requests, whose recorded answers are not kept. differing: requests by
-    number, the first of them; different: how many there are. reclassified: requests of which the
-    best class alone is another, where that was asked for; they do not count as different.
+    number, the first of them; different: how many there are. reclassified: of the rows of all
+    requests, as if each request had one, how many have another best class, where that was asked
+    for; they do not count as different.
     """
 
     is_same: bool
@@ -59,7 +60,7 @@ class Report:
     differing: tuple[int, ...]
     latency: tuple[Latency, ...]
     different: int = 0
-    reclassified: int = 0
+    reclassified: float = 0.0
 
 
 def report_from_replay(
@@ -77,7 +78,7 @@ def report_from_replay(
     """
     errors: dict[str, list[float]] = {}
     allowed: dict[str, float] = {}
-    reclassified = 0
+    reclassified = 0.0
     statuses: Counter[str] = Counter()
     problems: Counter[str] = Counter()
     differing: list[int] = []
@@ -112,10 +113,8 @@ def report_from_replay(
             for name, error in found.items():
                 errors.setdefault(f"{_model(exchange)} {name}", []).append(error)
                 allowed[f"{_model(exchange)} {name}"] = close.tolerance
-            beyond = {name for name, error in found.items() if not error <= close.tolerance}
-            if beyond == {BEST_CLASS}:
-                reclassified += 1
-            elif beyond:
+            reclassified += found.pop(BEST_CLASS, 0.0)
+            if not all(error <= close.tolerance for error in found.values()):
                 differing.append(index + 1)
     recorded_s = [e.latency_s for e in exchanges if e.status == 200]
     latency = [_latency("recorded", recorded_s), _latency("now", _answered(sent))]

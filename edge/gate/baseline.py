@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -17,12 +17,16 @@ MAX_BASELINE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What was measured. bundle, trial: ids of the one that was asked and of the one that came."""
+    """What was measured. bundle, trial: ids of the one that was asked and of the one that came.
+
+    variants: by model, which one answered.
+    """
 
     bundle: str
     trial: str
     answers: tuple[Answers, ...]
     memory_bytes: int | None
+    variants: dict[str, str] = field(default_factory=dict)
 
 
 def write_baseline(root: Path, baseline: Baseline) -> None:

@@ -27,9 +27,12 @@ def backend_checks(seen: Seen) -> Iterator[Check]:
         )
 
 
-def needs_load(seen: Seen) -> bool:
-    """Whether the load of the GPU is needed to tell that it is used."""
-    return seen.gpu_memory_bytes is None and any(m.means in GPU_MEANS for m in seen.models)
+def seems_idle(seen: Seen, load_percent: float | None) -> bool:
+    """Whether a model says that it runs on the GPU and nothing shows it, though something could."""
+    if not any(model.means in GPU_MEANS for model in seen.models):
+        return False
+    held = seen.gpu_memory_bytes
+    return held == 0 or (held is None and load_percent == 0)
 
 
 def gpu_checks(seen: Seen, load_percent: float | None) -> Iterator[Check]:
@@ -191,12 +194,13 @@ def replay_checks(
         reason="" if report.is_same else "; ".join(problems[:3]),
     )
     if any(close.scores is not None for close in closeness.values()):
-        most = max(FEW_RECLASSIFIED, int(limits.reclassified_share * report.compared))
+        most = max(FEW_RECLASSIFIED, limits.reclassified_share * report.compared)
         yield Check(
             name="replay classes",
             passed=report.reclassified <= most,
-            measured=f"{report.reclassified} of {report.compared} requests have another best class",
-            limit=f"{most} ({100 * limits.reclassified_share:g} %)",
+            measured=f"{_percent(report.reclassified, report.compared)} of the rows have another "
+            "best class",
+            limit=_percent(most, report.compared),
         )
     then = report.latency[0].p95_ms
     now = report.latency[-1].p95_ms
@@ -207,6 +211,10 @@ def replay_checks(
         measured="no answer" if now is None else f"{now:.2f} ms",
         limit="nothing to compare with" if then is None else f"{allowed:.2f} ms",
     )
+
+
+def _percent(part: float, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.3g} %"
 
 
 def _factor(now: float, before: float) -> float | None:

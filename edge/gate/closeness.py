@@ -35,19 +35,18 @@ def closeness_by_model(
 ) -> dict[str, Closeness]:
     """Return what is asked of each model that answers now.
 
-    most: the widest tolerance, whatever the manifests promise. Without a bundle before, the
-    recording was made by one that is taken to promise the same as this.
+    most: the widest tolerance, whatever the manifests promise. Without a bundle before it is taken:
+    nobody knows what bundle made the recording.
     """
     found = {}
     for model in now.manifest.models:
         if model.name not in now.variants:
             continue
         then = None if before is None else _model(before.manifest, model.name)
-        promised = _promised(model, now.variants.get(model.name))
-        if before is None or then is None:
-            tolerance = 2 * promised
-        else:
-            tolerance = promised + _promised(then, before.variants.get(model.name))
+        tolerance = most
+        if before is not None and then is not None:
+            tolerance = _promised(model, now.variants.get(model.name))
+            tolerance += _promised(then, before.variants.get(model.name))
             tolerance += _meant(now, model, before, then)
         found[model.name] = Closeness(
             tolerance=min(tolerance, most),

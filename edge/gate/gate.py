@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
 
 from edge.errors import EdgeError, SlotsError
 from edge.files import read_capped
@@ -68,7 +70,6 @@ class Gate:
         self._store = store
         self._judge = judge
         self._replay = _replay_for(store, judge)
-        self._variants_before: dict[str, str] | None = None  # by model, of what was replayed
 
     def try_staged(self) -> GateReport:
         """Measure the bundle in service, switch to the staged one, and judge it.
@@ -158,11 +159,14 @@ class Gate:
             answers = tuple(one for one in asked if one.problem is None)
             if self._replay is not None:
                 self._replay.before()
-                self._variants_before = {model.name: model.variant for model in seen.models}
             after = looked(client)
         memory = max((s.memory_bytes or 0 for s in (seen, after) if isinstance(s, Seen)), default=0)
         return Baseline(
-            bundle=current.id, trial=coming.id, answers=answers, memory_bytes=memory or None
+            bundle=current.id,
+            trial=coming.id,
+            answers=answers,
+            memory_bytes=memory or None,
+            variants={model.name: model.variant for model in seen.models},
         )
 
     def _answers(
@@ -212,8 +216,7 @@ class Gate:
                 )
                 return
             found += checks.answer_checks(answers)
-            load = self._gpu_load(client, trial, slot, seen)
-            found += checks.gpu_checks(seen, load)
+            found += checks.gpu_checks(*self._on_gpu(client, trial, slot, seen))
             if not all(check.passed for check in found):
                 return
             self._say(f"its answers are right; watching it for {limits.probation_s:g} s")
@@ -231,13 +234,24 @@ class Gate:
             memory = None if baseline is None else baseline.memory_bytes
             found.append(checks.memory_check(memory, peak, manifest, variants, limits))
         if self._replay is not None:
-            most, now = limits.replay_tolerance, self._answering(slot, manifest, variants)
+            found += self._replayed(
+                self._replay, self._answering(slot, manifest, variants), baseline
+            )
+
+    def _replayed(
+        self, replay: Replay, now: Answering, baseline: Baseline | None
+    ) -> Iterator[Check]:
+        limits = self._judge.limits
+        before = None
+        if replay.has_asked:
             try:
-                close = closeness_by_model(now, self._answered_before(), most=most)
+                before = self._answered_before({} if baseline is None else baseline.variants)
             except EdgeError as error:  # damage there must not keep a good bundle out
                 self._say(f"what the bundle before promised cannot be read: {error}")
-                close = closeness_by_model(now, None, most=most)
-            found += checks.replay_checks(self._replay.now(close, most=most), limits, close)
+        close = closeness_by_model(now, before, most=limits.replay_tolerance)
+        yield from checks.replay_checks(
+            replay.now(close, most=limits.replay_tolerance), limits, close
+        )
 
     def _answering(
         self, slot: SlotName, manifest: Manifest, variants: Mapping[str, str]
@@ -245,13 +259,13 @@ class Gate:
         folder = Layout(self._store.root).slot(slot)
         return Answering(manifest=manifest, variants=variants, read=golden_reader(folder, manifest))
 
-    def _answered_before(self) -> Answering | None:
+    def _answered_before(self, variants: Mapping[str, str]) -> Answering | None:
         state = self._store.state
-        slot, before = state.committed, self._variants_before
+        slot = state.committed
         bundle = None if slot is None else state.bundle(slot)
-        if slot is None or bundle is None or before is None:
+        if slot is None or bundle is None:
             return None
-        return self._answering(slot, self._manifest(slot, bundle), before)
+        return self._answering(slot, self._manifest(slot, bundle), variants)
 
     def _await_ready(
         self, client: AgentClient, trial: SlotBundle
@@ -284,24 +298,28 @@ class Gate:
                 said = now
             self._judge.sleep(LOOK_S)
 
-    def _gpu_load(
+    def _on_gpu(
         self, client: AgentClient, trial: SlotBundle, slot: SlotName, seen: Seen
-    ) -> float | None:
-        """Return the most load of a GPU while the trial is asked, where that is needed."""
-        loads, began = [seen.gpu_load_percent], self._judge.clock()
-        if not checks.needs_load(seen) or loads[0] is None:
-            return loads[0]
+    ) -> tuple[Seen, float | None]:
+        """Return the agent as soon as its GPU does not seem idle, and the most load that it had.
+
+        It reads its probes once a second: what it told when it became ready may be older than the
+        engine that it serves.
+        """
+        load, began = seen.gpu_load_percent, self._judge.clock()
         few = replace(self._judge.limits, rounds=1)
-        # The agent reads its probes once a second.
-        while not any(loads) and self._judge.clock() - began < LOAD_S:
+        while checks.seems_idle(seen, load) and self._judge.clock() - began < LOAD_S:
             asked_at = self._judge.clock()
             while self._judge.clock() - asked_at < LOOK_S:
                 with contextlib.suppress(EdgeError):  # its answers are judged already
                     self._answers(client, slot, trial, seen, few)
                 self._judge.sleep(PAUSE_S)
             now = looked(client)
-            loads.append(now.gpu_load_percent if isinstance(now, Seen) else None)
-        return max(load for load in loads if load is not None)
+            if isinstance(now, Seen):
+                seen = msgspec.structs.replace(seen, machine=now.machine)
+                loads = (load, now.gpu_load_percent)
+                load = max((one for one in loads if one is not None), default=None)
+        return seen, load
 
     def _watch(
         self, client: AgentClient, trial: SlotBundle, first: Seen, found: list[Check]

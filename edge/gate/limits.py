@@ -16,8 +16,8 @@ class Limits:
     questions. recorded_factor: against what the manifest recorded, on another machine perhaps, so
     that it is wide; it keeps what each release may lose from adding up. error_share: of requests
     that may fail. replay_tolerance: the widest relative error of a recorded request's outputs
-    against the bundle before, see `closeness`. reclassified_share: of requests whose best class may
-    be another one: `calibrate` keeps int8 at 99 % of fp32's classes, so two bundles that were both
+    against the bundle before, see `closeness`. reclassified_share: of rows whose best class may be
+    another one: `calibrate` keeps int8 at 99 % of fp32's classes, so two bundles that were both
     made so agree on 98 %.
     """
 

@@ -159,7 +159,7 @@ def has_writer(folder: Path) -> bool:
     """
     fields = _fields_of(folder)
     name = _architecture(fields)
-    return name in ARCHITECTURES or not name.endswith("ForCausalLM")
+    return name in ARCHITECTURES or not name.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def ends_of_answers(folder: Path, vocabulary: int) -> tuple[int, ...]:

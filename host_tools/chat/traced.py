@@ -63,13 +63,13 @@ def write_traced(folder: Path, out: Path, *, context: int | None = None) -> Trac
     try:
         with quiet():
             example = _example(model)
+            spec, widths = _spec(example, positions, folder), _widths(model.config)
             program = _program(model, example)
     except FOREIGN_ERRORS as error:
         raise ExportError(
             f"{folder}: torch cannot trace {type(model).__name__}: {root_cause(error)}; "
             "the architecture needs a writer of its own"
         ) from error
-    spec = _spec(example, positions, folder)
     with storage_errors("write", out):
         program.save(str(out), external_data=True)
     graph = onnx.load(str(out), load_external_data=False)
@@ -84,7 +84,7 @@ def write_traced(folder: Path, out: Path, *, context: int | None = None) -> Trac
     onnx.checker.check_model(str(out))
     size = weights_path(out).stat().st_size
     written = WrittenDecoder(path=out, decoder=spec, weight_bytes=size)
-    return TracedDecoder(written=written, widths=_widths(model.config))
+    return TracedDecoder(written=written, widths=widths)
 
 
 def _model(folder: Path) -> Any:
@@ -177,6 +177,8 @@ def _arrays(cache: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _spec(example: _Example, context: int, folder: Path) -> DecoderSpec:
+    if not example.caches:
+        raise ExportError(f"{folder}: its layers keep no keys and values, which a device caches")
     shapes = {tuple(array.shape) for array in example.caches}
     if len(shapes) != 1 or len(first := shapes.pop()) != 4:
         raise ExportError(

@@ -161,7 +161,9 @@ def test_of_a_classifier_the_best_class_of_every_row_counts(binary: bool) -> Non
     assert by_class(scaled, reference) == {BEST_CLASS: 0.0, "z": 0.0}
     other = Y.copy()
     other[1] = other[1][::-1]
-    assert by_class(answer({"y": other, "z": Y}, binary=binary), reference)[BEST_CLASS] == math.inf
+    assert by_class(answer({"y": other, "z": Y}, binary=binary), reference)[
+        BEST_CLASS
+    ] == pytest.approx(1 / len(Y))
 
 
 @pytest.mark.parametrize("wrong", [Y[:2], Y[:, :3], np.full_like(Y, np.nan), Y.astype(np.int64)])
@@ -176,6 +178,6 @@ def test_of_named_classes_the_first_of_every_row_counts() -> None:
         return document({"model_name": "m", "predictions": rows})
 
     assert by_class(named("cat", "dog", score=0.5), named("cat", "dog")) == {BEST_CLASS: 0.0}
-    assert by_class(named("cat", "cat"), named("cat", "dog")) == {BEST_CLASS: math.inf}
+    assert by_class(named("cat", "cat"), named("cat", "dog")) == {BEST_CLASS: 0.5}
     assert by_class(named("cat"), named("cat", "dog")) == {WHOLE: math.inf}
     assert by_class(document({"error": "no"}), named("cat")) == {WHOLE: math.inf}

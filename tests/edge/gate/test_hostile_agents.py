@@ -215,6 +215,26 @@ def test_a_trial_that_the_starts_ended_is_told_as_such(
     assert len(looks) <= 6
 
 
+@pytest.mark.parametrize(("comes", "verdict"), [(True, "committed"), (False, "rolled-back")])
+def test_memory_that_a_gpu_shows_a_moment_later_is_waited_for(
+    trial: tuple[Store, Packed], agent: FakeAgent, comes: bool, verdict: str
+) -> None:
+    store, bundle = trial
+    looks: list[None] = []
+    engine = {"name": "other", "variant": "v", "means": "engine", "ready": True}
+
+    def says() -> dict[str, Any]:
+        looks.append(None)
+        held = 1 << 20 if comes and len(looks) > 3 else 0
+        machine = {"rss_bytes": 1 << 20, "gpus": [{"own_memory_bytes": held}]}
+        return said(bundle, models=[engine], machine=machine)
+
+    agent.says = says
+    report = judged(store, agent, Time())
+    assert report.verdict == verdict
+    assert {check.name: check.passed for check in report.checks}["other GPU"] is comes
+
+
 def test_an_agent_without_fault_is_committed(trial: tuple[Store, Packed], agent: FakeAgent) -> None:
     store, bundle = trial
     agent.says, time = lambda: said(bundle), Time()

@@ -59,7 +59,7 @@ def test_64_greedy_tokens_and_logits_in_chunks_are_those_of_transformers(tmp_pat
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_talking_folder(tmp_path_factory.mktemp("hf"), "gemma2")
+    return make_talking_folder(tmp_path_factory.mktemp("hf"), "gpt2")  # GPT2LMHeadModel
 
 
 def test_two_conversations_over_http_are_those_of_transformers(folder: Path, tmp_path: Path):
