@@ -38,14 +38,15 @@ MAX_LIBC_BYTES = 8 << 20
 
 def flash_image(payload: Payload, image: Path, *, dry_run: bool, say: Say) -> Json:
     """Write a payload into an image and return the report, as `flash` does for a device."""
-    if not image.is_dir():
-        raise UsageError(f"{image} is no folder; mount the image and give its mount point")
-    if image.samefile("/"):
-        raise UsageError(
-            f"--image {image} is the root of this very machine; flash that over SSH, or give the "
-            "mount point of another system"
-        )
-    image = image.resolve()
+    with storage_errors("read", image):
+        if not image.is_dir():
+            raise UsageError(f"{image} is no folder; mount the image and give its mount point")
+        if image.samefile("/"):
+            raise UsageError(
+                f"--image {image} is the root of this very machine; flash that over SSH, or give "
+                "the mount point of another system"
+            )
+        image = image.resolve()
     before = os.umask(0o022)
     try:
         with storage_errors("write", image):

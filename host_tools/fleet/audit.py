@@ -19,7 +19,7 @@ import msgspec
 from edge.errors import EdgeError
 from edge.files import open_regular, storage_errors
 
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 32 << 20  # all names of the largest inventory, twice
 FIRST = "0" * 64
 
 
@@ -80,6 +80,8 @@ class AuditLog:
                     before=self.end.digest,
                 )
                 line = msgspec.json.encode(entry, order="sorted") + b"\n"
+                if len(line) > MAX_LINE_BYTES:  # nobody could read the log any more
+                    raise AuditError(f"{self._path}: {event} would take {len(line):,} bytes")
                 os.pwrite(descriptor, line, self.end.size)
                 os.fsync(descriptor)
             finally:

@@ -63,7 +63,8 @@ def in_threads(
     """Yield what `one` returns for each device, so many at a time.
 
     Whatever error is met at a device is its failure. After is_aborted, or when nobody asks for
-    more, no device is begun.
+    more, no device is begun. An interrupt waits for those under way, whose results are yielded
+    first; another one does not.
     """
 
     def tried(device: Device) -> DeviceResult | None:
@@ -81,14 +82,27 @@ def in_threads(
 
     with ThreadPoolExecutor(min(forks, len(devices)), thread_name_prefix="push") as pool:
         running = {pool.submit(tried, device): device.name for device in devices}
+        interrupt: KeyboardInterrupt | SystemExit | None = None
+        ended = as_completed(running)
         try:
-            for done in as_completed(running):
-                result = done.result()
+            while running:
+                try:
+                    done = next(ended)
+                except (KeyboardInterrupt, SystemExit) as error:
+                    if interrupt is not None:
+                        raise
+                    interrupt = error
+                    running = {one: name for one, name in running.items() if not one.cancel()}
+                    ended = as_completed(running)
+                    continue
+                name, result = running.pop(done), done.result()
                 if result is not None:
-                    yield running[done], result
+                    yield name, result
         finally:
             for waiting in running:
                 waiting.cancel()
+        if interrupt is not None:
+            raise interrupt
 
 
 def ssh_device(device: Device, config: Path | None, *, until: float | None = None) -> SshDevice:

@@ -97,6 +97,8 @@ def abort_rollout(state: Path, *, dry_run: bool, as_json: bool) -> None:
     runner, begun = folder.runner(), folder.read()
     if begun is None and runner is None:
         raise UsageError(f"{state} holds no rollout")
+    if runner is None and begun is not None and begun.phase == "done":
+        raise UsageError(f"the rollout in {state} is done; there is nothing to abort")
     if dry_run:
         begun = begun if runner is not None else _aborted(begun)
     else:
@@ -173,7 +175,7 @@ def _continued(folder: RolloutFolder, planned: Rollout, wish: Wish) -> Rollout:
 
 
 def _aborted(begun: Rollout | None) -> Rollout | None:
-    if begun is None or begun.phase == "aborted":
+    if begun is None or begun.phase in {"aborted", "done"}:
         return begun
     return replace(begun, phase="aborted", reason="by hand")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from host_tools.terminal import plain
 
 MAX_STATE_BYTES = 64 << 20
 MAX_REASON = 2000  # characters
+LOOK_S = 0.5  # far longer than it takes to look who holds the lock
 STATE_NAME, AUDIT_NAME, LOCK_NAME, ABORT_NAME = "rollout.json", "audit.jsonl", "lock", "abort"
 
 Result = Literal["committed", "unchanged", "rolled-back", "failed", "unreachable"]
@@ -58,6 +60,11 @@ class Rollout:
     phase: Phase = "running"
     reason: str | None = None
     results: dict[str, DeviceResult] = field(default_factory=dict)
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether every device had its turn."""
+        return all(name in self.results for wave in self.waves for name in wave)
 
     def left(self, wave: tuple[str, ...]) -> tuple[str, ...]:
         """Return the devices of a wave that are not well: not tried, or not well when they were."""
@@ -115,7 +122,11 @@ class RolloutFolder:
         with file:
             try:
                 with storage_errors("lock", self._lock):
-                    is_alone = _is_locked(file.fileno(), fcntl.LOCK_EX)
+                    until = time.monotonic() + LOOK_S
+                    while not (is_alone := _is_locked(file.fileno(), fcntl.LOCK_EX)):
+                        if time.monotonic() > until:
+                            break
+                        time.sleep(LOOK_S / 20)  # `runner` holds it for a moment
                     if is_alone:
                         os.ftruncate(file.fileno(), 0)
                         os.write(file.fileno(), b"%d" % os.getpid())
@@ -169,7 +180,7 @@ def run_rollout(
             folder.write(rollout)
             folder.log.append("device", {"device": name, "result": msgspec.to_builtins(result)})
             tell(name, result)
-        if folder.is_abort_asked():
+        if folder.is_abort_asked() and not rollout.is_tried:
             return _ended(folder, rollout, "aborted", f"by hand, in wave {number}")
         # Waves so far alone: what a later one did before a halt is about to be tried again.
         reached = {name for wave in rollout.waves[:number] for name in wave}

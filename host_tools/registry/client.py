@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from edge.errors import BackendUnavailableError, UsageError
 from host_tools.errors import RegistryError
@@ -29,6 +30,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")
+_HOSTED = ("databricks", "databricks-uc", "uc")
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _RESERVED_ALIAS = re.compile(r"latest|v[0-9]+", re.IGNORECASE)
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))")
@@ -69,10 +71,10 @@ def is_absent(uri: str | None) -> bool:
     if not uri or (found and scheme not in {"sqlite", "file"}):
         return False
     if not found:
-        return not Path(uri).exists()
+        return uri not in _HOSTED and not Path(uri).exists()
     place = rest.partition("?")[0]
     # sqlite:///relative, sqlite:////absolute; file:relative, file:///absolute
-    path = place.removeprefix("///") if scheme == "sqlite" else place.removeprefix("//")
+    path = place.removeprefix("///") if scheme == "sqlite" else unquote(place.removeprefix("//"))
     return bool(path) and not Path(path).exists()
 
 

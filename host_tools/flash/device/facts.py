@@ -61,7 +61,8 @@ def facts(root: Path) -> Json:
 
 def current_agent(root: Path) -> Optional[str]:
     """Return what names the agent that is in use."""
-    target = linked(root / CURRENT)
+    folder, _, name = CURRENT.rpartition("/")
+    target = linked(resolved(root, folder) / name)
     return None if target is None else target.rpartition("/")[2]
 
 

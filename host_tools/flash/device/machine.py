@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable, Iterator, List, Optional
 
 from host_tools.flash.device.facts import CURRENT, SLOTS
-from host_tools.flash.device.files import Json, StopError, text_of
+from host_tools.flash.device.files import Json, StopError, resolved, text_of
 
 KEYS = "etc/edge/trusted-keys"
 CONFIG = "etc/edge/agent.json"
@@ -186,7 +186,8 @@ class Machine:
     def slots(self) -> Json:
         """Return the state of the slots as it is on disk, without what is None."""
         try:
-            state = json.loads(text_of(self.root / SLOTS / "state.json") or "{}")
+            place = resolved(self.root, SLOTS + "/state.json")
+            state = json.loads(text_of(place) or "{}")
         except ValueError:
             return {}
         items = state.items() if isinstance(state, dict) else ()

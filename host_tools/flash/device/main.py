@@ -25,7 +25,7 @@ from host_tools.flash.device.files import (
 from host_tools.flash.device.machine import POLL_S, READY_S
 from host_tools.flash.device.pending import noted_in, outdated, settle, tries_again
 from host_tools.flash.device.status import status
-from host_tools.flash.device.steps import DOCUMENT_NAME, MAX_DOCUMENT_BYTES, Setup
+from host_tools.flash.device.steps import BEFORE, DOCUMENT_NAME, MAX_DOCUMENT_BYTES, Setup
 
 WAIT_S = 300.0
 
@@ -180,7 +180,8 @@ def _outcome(
         is_final = not is_boot
         if isinstance(error, StopError):
             is_final = error.state == "rolled-back" or (not is_boot and error.state != "needs")
-        if is_final and not setup.dry_run:
+        # A switch that was cut half way is for a boot to finish, or to take back.
+        if is_final and not setup.dry_run and not (setup.payload / BEFORE).exists():
             settle(setup.payload)
         if not isinstance(error, StopError):
             raise

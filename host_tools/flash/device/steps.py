@@ -209,16 +209,16 @@ class Setup:
             }
             write(before, json.dumps(old).encode())
         old = json.loads(before.read_text())
-        write(self.root / CONFIG, config.encode())
-        link(self.root / CURRENT, target)
         try:
+            write(self.root / CONFIG, config.encode())
+            link(self.root / CURRENT, target)
             self.machine.install_units()
             if self._served() is not None:
                 self.machine.start_agent("restart")
             # Who served nothing before is judged by the trial of the bundle.
             if old["ready"]:
                 self.machine.wait_ready(ready_s)
-        except StopError as error:
+        except (StopError, OSError) as error:
             self._switch_back(old)
             remove(before)
             raise StopError("rolled-back", "{}; the agent is as before".format(error)) from error

@@ -155,7 +155,7 @@ def test_what_a_traced_model_cannot_have_is_refused(
 
 def test_a_state_space_model_is_refused_with_the_reason(tmp_path: Path):
     folder = make_folder(tmp_path / "hf", "mamba")
-    with pytest.raises(ExportError, match=r"torch cannot trace MambaForCausalLM: .*of its own"):
+    with pytest.raises(ExportError, match="keep no keys and values"):
         write_traced(folder, tmp_path / "fp32.onnx", context=64)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 

@@ -221,6 +221,16 @@ def test_a_bundle_that_was_committed_is_not_installed_again_by_a_later_boot(benc
     assert not (bench.payload / "pending").exists()
 
 
+def test_a_switch_that_was_cut_is_left_to_a_boot_when_the_next_try_is_refused(bench, first):
+    bench.set_up(first)
+    ill = second(bench, fault="doctor")
+    ill.write(bench.payload)
+    (bench.payload / "pending").write_text("{}")
+    (bench.payload / "before.json").write_text('{"target": null, "config": null, "ready": false}')
+    assert bench.apply()[1]["state"] == "refused"
+    assert (bench.payload / "pending").exists()
+
+
 def test_a_device_that_doctor_finds_ill_is_left_alone(bench, first):
     bench.set_up(first)
     ill = second(bench, fault="doctor")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -17,6 +19,7 @@ from edge.errors import BundleError, UsageError
 from host_tools.fleet.audit import FIRST, AuditError, AuditLog, entries
 from host_tools.fleet.inventory import Device
 from host_tools.fleet.push import in_threads
+from host_tools.fleet.rolling import abort_rollout
 from host_tools.fleet.rollout import (
     AUDIT_NAME,
     STATE_NAME,
@@ -157,6 +160,55 @@ def test_a_rollout_that_ends_in_an_error_begins_no_device_more(
     assert next(iter(results)) == ("a", OK)
     del results
     assert set(tried) <= {"a", "b"}  # b was perhaps under way
+
+
+def test_an_interrupt_keeps_what_becomes_of_the_devices_under_way(tmp_path: Path) -> None:
+    fleet = Fleet(forks=2)
+    both = threading.Barrier(2, timeout=DEADLINE_S)
+
+    def meets(name: str) -> None:
+        if name in "bc":
+            both.wait()
+        if name == "b":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    fleet.meets = meets
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, fleet)
+    kept = folder_in(tmp_path).read()
+    assert kept is not None
+    assert (kept.phase, set(kept.results)) == ("running", {"a", "b", "c"})
+    assert kept.results["b"].factors == {"p95": 1.0}  # rules ask for it on resume
+    assert set(fleet.tried) == {"a", "b", "c"}
+
+
+def test_an_abort_behind_the_last_device_changes_nothing(tmp_path: Path) -> None:
+    fleet = Fleet(forks=1)
+    fleet.meets = lambda name: folder_in(tmp_path).ask_to_abort() if name == "h" else None
+    assert run(tmp_path, fleet).phase == "done"
+    with pytest.raises(UsageError, match="nothing to abort"):
+        abort_rollout(tmp_path, dry_run=False, as_json=False)
+    ended = folder_in(tmp_path).read()
+    assert ended is not None
+    assert ended.phase == "done"
+
+
+def test_who_only_looks_keeps_no_rollout_out(tmp_path: Path) -> None:
+    with folder_in(tmp_path).alone():
+        pass
+    with (tmp_path / "lock").open() as onlooker:
+        fcntl.flock(onlooker, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, (onlooker, fcntl.LOCK_UN)).start()
+        with folder_in(tmp_path).alone() as is_alone:
+            assert is_alone
+
+
+def test_a_line_that_nobody_could_read_is_not_written(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "log", who="me", now=lambda: "2026-01-01T00:00:00Z")
+    log.append("begin", {"devices": [f"device-{n:012}" for n in range(100_000)]})
+    with pytest.raises(AuditError, match="would take"):
+        log.append("more", {"text": "x" * (33 << 20)})
+    assert [entry.event for entry, _ in entries(tmp_path / "log")] == ["begin"]
 
 
 def test_a_folder_has_one_rollout_at_a_time_and_names_its_process(tmp_path: Path) -> None:
