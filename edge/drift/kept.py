@@ -185,7 +185,7 @@ class KeptFolder:
                 )
         try:
             about = _ABOUT.decode(read_capped(path, max_bytes=_MAX_ABOUT_BYTES))
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise StorageError(f"{path} is damaged: {error}; remove {self.path}") from error
         if about.version != _VERSION:
             raise StorageError(
@@ -227,7 +227,7 @@ class KeptFolder:
                     continue
                 try:
                     row = row_from_bytes(content, redact=redact)
-                except EdgeError:
+                except (EdgeError, ValueError):
                     row = None
                 yield None if row is None else KeptRow(row=row, is_drifted=folder == DRIFTED)
 
@@ -257,6 +257,10 @@ def _write(path: Path, content: bytes) -> None:
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    partial.rename(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

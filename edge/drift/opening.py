@@ -86,7 +86,7 @@ def _keeper_of(bundle: Bundle, model: Model, reference: str, rules: KeepRules) -
         )
         try:
             return Keeper.open(about, rules)
-        except (EdgeError, OSError) as error:
-            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - supervised: a model is served without it
+            problem = str(error) or type(error).__name__
     logger.warning("inputs are not kept model=%s: %s", model.name, problem)
     return None

@@ -32,7 +32,9 @@ def export(folder: Path, out: Path, *words: str, model: str = "affine") -> Any:
     return result
 
 
-def kept_by_agent(tmp_path: Path, **changes: Any) -> tuple[Path, np.ndarray, np.ndarray]:
+def kept_by_agent(
+    tmp_path: Path, kept: int = 100, **changes: Any
+) -> tuple[Path, np.ndarray, np.ndarray]:
     """Return a folder, and the usual and the shifted rows that an agent was asked."""
     folder = tmp_path / "kept"
     values = {"drift_window": 50, "drift_keep_inputs": 100, "drift_keep_folder": folder, **changes}
@@ -43,7 +45,7 @@ def kept_by_agent(tmp_path: Path, **changes: Any) -> tuple[Path, np.ndarray, np.
         for number, rows in enumerate((usual, shifted), 1):
             ask(agent.url, rows)
             wait_until(lambda n=number: drift_of(agent.url)["windows"] == n)
-        assert drift_of(agent.url)["kept"] == (100 if values["drift_keep_inputs"] else 0)
+        assert drift_of(agent.url)["kept"] == kept
     return folder, usual, shifted
 
 
@@ -71,7 +73,7 @@ def test_what_an_agent_was_asked_can_be_calibrated_on_and_says_when_it_drifted(t
 
 
 def test_nothing_is_kept_unless_the_configuration_says_so(tmp_path):
-    folder, _, _ = kept_by_agent(tmp_path, drift_keep_inputs=0)
+    folder, _, _ = kept_by_agent(tmp_path, drift_keep_inputs=0, kept=0)
     assert not folder.exists()
     with pytest.raises(UsageError, match="set drift_keep_inputs"):
         export(folder, tmp_path / "out")
@@ -87,6 +89,18 @@ def test_an_input_that_no_model_has_keeps_all_from_being_kept(tmp_path):
         wait_until(lambda: drift_of(agent.url)["windows"] == 1)
         assert agent.serving.is_ready
     assert not (tmp_path / "kept").exists()
+
+
+def test_no_failure_to_keep_keeps_a_model_from_being_served(tmp_path, monkeypatch, caplog):
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("edge.drift.opening.Keeper.open", fails)
+    folder, _, _ = kept_by_agent(tmp_path, drift_keep_inputs=9, kept=0)
+    assert not folder.exists()
+    assert [r.message for r in caplog.records if "inputs are not kept" in r.message] == [
+        "inputs are not kept model=affine: ZeroDivisionError"
+    ]
 
 
 def test_a_dry_run_writes_nothing_and_a_folder_that_is_there_is_not_touched(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import msgspec
@@ -180,6 +181,28 @@ def test_damage_costs_one_row(tmp_path):
     assert len(found) == 3
 
 
+def test_a_length_that_is_no_number_is_one_row_that_cannot_be_read(tmp_path):
+    made = Keeping(tmp_path)
+    made.window(1)
+    (path,) = made.rules.folder.rglob("*.capture")
+    before = path.read_bytes()
+    content = re.sub(rb"(Header-Content-Length\xa3)\d", rb"\1x", before, count=1)
+    assert content != before
+    path.write_bytes(content)
+    assert list(KeptFolder(made.rules.folder, "m").rows(())) == [None]
+
+
+def test_a_text_that_is_damaged_is_one_row_that_cannot_be_read(tmp_path):
+    made = Keeping(tmp_path)
+    chosen = made.keeper.choose({"x": np.zeros((1, 3), np.float32)}, {}, ["hello"])
+    assert chosen is not None
+    made.keeper.take(chosen)
+    made.keeper.end_window(is_drifted=False)
+    (path,) = made.rules.folder.rglob("*.capture")
+    path.write_bytes(path.read_bytes().replace(b"hello", b"hell\xff"))
+    assert list(KeptFolder(made.rules.folder, "m").rows(())) == [None]
+
+
 def test_what_a_cut_off_write_leaves_is_removed(tmp_path):
     made = Keeping(tmp_path)
     made.window(1)
@@ -205,7 +228,18 @@ def test_a_disk_that_cannot_be_written_harms_no_window_and_is_said_once(
     assert made.values() == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"version": 9}'])
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    made = Keeping(tmp_path)
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", fails)
+    made.window(1, 2)
+    assert [path.name for path in made.rules.folder.rglob("*") if path.is_file()] == ["about.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"model": "\xff"}', b'{"version": 9}'])
 def test_a_damaged_description_is_an_error_that_names_it(tmp_path, content):
     made = Keeping(tmp_path)
     if content.endswith(b"9}"):
