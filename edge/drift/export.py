@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from edge.classes import Classes, guesses
-from edge.drift.kept import About, KeptFolder, KeptRow
+from edge.drift.kept_folder import About, KeptRow, find_kept, kept_folders
 from edge.errors import StorageError, UsageError
 from edge.files import atomic_directory, storage_errors
 from edge.spec import AnyArray
@@ -31,8 +31,9 @@ TEXTS = "texts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What is exported. rows: of windows that drifted and of others.
+    """What is exported. reference: the first digits of its SHA-256, that rows were compared with.
 
+    rows: of windows that drifted and of others.
     left_out: rows that are damaged, or in which what is to be redacted cannot be found for certain.
     first, last: when the oldest and the newest row came, UTC; None without rows.
     """
@@ -40,6 +41,7 @@ class Export:
     model: str
     model_version: str
     bundle_version: str
+    reference: str
     redact: tuple[str, ...]
     rows: int
     drifted: int
@@ -71,9 +73,15 @@ class Kept:
         self.left_out = left_out
 
     @classmethod
-    def read(cls, folder: Path, model: str, redact: Collection[str]) -> Kept:
-        """Return what is in a folder; raises UsageError if there is nothing, StorageError."""
-        kept = KeptFolder(folder, model)
+    def read(
+        cls, folder: Path, model: str, redact: Collection[str], reference: str | None = None
+    ) -> Kept:
+        """Return what is in a folder, of the last reference or of one.
+
+        reference: the first digits of its SHA-256. Raises UsageError if there is nothing,
+        StorageError.
+        """
+        kept = find_kept(folder, model, reference)
         about = kept.about()
         for name in redact:
             if name not in about.inputs:
@@ -84,8 +92,10 @@ class Kept:
         found = list(kept.rows(redact))
         rows = [row for row in found if row is not None]
         if not rows:
+            names = [k.path.name for k, _ in kept_folders(folder, model) if k.path != kept.path]
+            others = f"; there is --reference {' or '.join(names)}" if names else ""
             raise StorageError(
-                f"{kept.path} holds no inputs yet"
+                f"{kept.path} holds no inputs yet{others}"
                 if not found
                 else f"none of the {len(found)} inputs in {kept.path} can be read or redacted"
             )
@@ -104,6 +114,7 @@ class Kept:
             model=self.about.model,
             model_version=self.about.model_version,
             bundle_version=self.about.bundle_version,
+            reference=self.about.reference,
             redact=redact,
             rows=len(self.rows),
             drifted=sum(kept.is_drifted for kept in self.rows),

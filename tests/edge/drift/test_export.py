@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from calibration.samples import open_samples
 from edge.cli import cli
 from edge.drift.export import Kept
-from edge.drift.kept import KeptRow, Row
+from edge.drift.kept import Row
+from edge.drift.kept_folder import KeptRow
 from edge.errors import EdgeError, StorageError, UsageError
 from tests.agents import make_config, running_agent
-from tests.edge.drift.test_keeping import about
+from tests.edge.drift.test_keeping import Keeping, about
 from tests.edge.drift.test_served import RNG, ask, content_of_reference, drift_of, parts_with
 from tests.fakes import wait_until
 from tests.models import affine
@@ -130,6 +131,27 @@ def test_a_model_that_is_not_there_is_an_error(tmp_path, model):
     (tmp_path / "kept").mkdir()
     with pytest.raises(UsageError, match="model"):
         export(tmp_path / "kept", tmp_path / "out", model=model)
+
+
+def test_the_reference_that_was_served_last_is_exported_or_the_one_that_is_asked_for(tmp_path):
+    first, second = (Keeping(tmp_path, reference_sha256=letter * 64) for letter in "ab")
+    first.window(1, 2)
+    second.window(3)
+    for words, rows, reference in (
+        ((), 1, "b"), (("--reference", "a"), 2, "a"), (("--reference", "b" * 16), 1, "b"),
+    ):  # fmt: skip
+        result = export(first.rules.folder, tmp_path / reference, "--dry-run", *words, model="m")
+        assert f"{rows} inputs" in result.output
+        assert f"kept for reference {reference * 16} of bundle 1" in result.output
+    with pytest.raises(UsageError, match=f"reference c, only for {'b' * 16}, {'a' * 16}"):
+        export(first.rules.folder, tmp_path / "out", "--reference", "c", model="m")
+
+
+def test_a_reference_without_inputs_yet_leads_to_the_one_that_has_some(tmp_path):
+    first, second = (Keeping(tmp_path, reference_sha256=letter * 64) for letter in "ab")
+    first.window(1)
+    with pytest.raises(StorageError, match=f"no inputs yet; there is --reference {'a' * 16}"):
+        export(second.rules.folder, tmp_path / "out", model="m")
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
