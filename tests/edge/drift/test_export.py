@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import zipfile
 from pathlib import Path
@@ -197,6 +198,52 @@ def test_texts_are_lines_of_a_text_file_and_whole_in_the_list(tmp_path):
     assert (tmp_path / "out/inputs/texts.txt").read_text() == "erste Zeile\nzweite\n"
     assert [line["text"] for line in lines_of(tmp_path / "out")] == texts
     assert np.load(tmp_path / "out/answers/texts.npz")["logits"].shape == (2, 2)
+
+
+def bytes_row(number: int, *texts: bytes, answer: bytes = b"y") -> KeptRow:
+    feeds = {"x": np.full((1, 2), number, np.float32), "note": np.array([texts], object)}
+    return KeptRow(
+        row=Row(when=float(number), feeds=feeds, outputs={"said": np.array([[answer]], object)}),
+        is_drifted=False,
+    )
+
+
+def exported(tmp_path: Path, rows: list[KeptRow]) -> Path:
+    kept = Kept(about(), rows, left_out=0)
+    kept.write(tmp_path / "out", kept.summary(()))
+    return tmp_path / "out"
+
+
+def decoded(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_long_text_does_not_stretch_the_array_of_short_ones(tmp_path):
+    long = b"y" * 1_000_000
+    rows = [bytes_row(n, b"x" * (n % 3)) for n in range(300)]
+    out = exported(tmp_path, [*rows, bytes_row(300, long), bytes_row(301, b"a", answer=long)])
+    sizes = [np.load(path)["note"].nbytes for path in (out / "inputs").iterdir()]
+    assert sum(sizes) < 2 * (len(long) + 301 * 2)
+    for number, line in enumerate(lines_of(out)[:301]):
+        note = np.load(out / line["file"])["note"][line["row"], 0]
+        assert note == (b"x" * (number % 3) if number < 300 else long)
+    # One of these answers is long: they are lines, in the order of the inputs.
+    last = lines_of(out)[301]
+    said = decoded(out / "answers" / Path(last["file"]).with_suffix(".jsonl").name)
+    assert base64.b64decode(said[last["row"]]["said"][0]) == long
+
+
+@pytest.mark.parametrize("texts", [(b"end\0\0", b""), (b"y" * 300_000, b"")])
+def test_texts_that_fit_no_array_are_lines_that_miss_no_byte(tmp_path, monkeypatch, texts):
+    monkeypatch.setattr("edge.drift.export.MAX_PADDING", 1)
+    out = exported(tmp_path, [bytes_row(1, b"a", b"b"), bytes_row(2, *texts)])
+    first, second = lines_of(out)
+    assert (first["file"], second["file"]) == ("inputs/0001.npz", "inputs/lines.jsonl")
+    found = decoded(out / second["file"])[second["row"]]
+    assert found["x"] == [2, 2]
+    assert tuple(map(base64.b64decode, found["note"])) == texts
+    assert np.load(out / "answers" / "lines.npz")["said"].tolist() == [[b"y"]]
+    assert open_samples(out / "inputs").count == 1
 
 
 def test_an_input_may_have_any_name(tmp_path):
