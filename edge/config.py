@@ -237,7 +237,11 @@ class AgentConfig:
     )
     drift_keep_bytes: int = field(
         default=256 << 20,
-        metadata=_about("Largest size of these, per model.", low=32 << 20, high=1 << 40),
+        metadata=_about(
+            "Largest size of these, per model and reference; those of two references are kept.",
+            low=32 << 20,
+            high=1 << 40,
+        ),
     )
     drift_keep_redact: str | None = field(
         default=None,

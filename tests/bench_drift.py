@@ -18,7 +18,7 @@ import numpy as np
 from edge import manifest as m
 from edge.drift.comparing import compare
 from edge.drift.keeping import Keeper, KeepRules
-from edge.drift.kept import About
+from edge.drift.kept_folder import About
 from edge.drift.reading import MAX_FEATURES, Reader
 from edge.drift.reference import Reference
 from edge.drift.watch import DriftRules, DriftWatch

@@ -65,10 +65,23 @@ def status(*, url: str, as_json: bool) -> int:
     metavar="INPUT",
     help="Input whose contents are left out, with the answers that follow from it; repeatable.",
 )
+@click.option(
+    "--reference",
+    metavar="DIGITS",
+    help="First digits of the reference whose inputs are exported; the last one served if left "
+    "out. An agent keeps those of the last two.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(
-    *, model: str, out: Path, redact: tuple[str, ...], dry_run: bool, as_json: bool, **flags: object
+    *,
+    model: str,
+    out: Path,
+    redact: tuple[str, ...],
+    reference: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **flags: object,
 ) -> None:
     """Write the inputs that the agent has kept, for training and `edge-kit calibrate --data`.
 
@@ -82,7 +95,7 @@ def export(
 
     if not is_plain_name(model):
         raise UsageError(f"--model: {model!r} is no name of a model")
-    kept = Kept.read(config.drift_keep_folder, model, redact)
+    kept = Kept.read(config.drift_keep_folder, model, redact, reference)
     found = kept.summary(redact)
     if os.path.lexists(out):
         raise StorageError(f"{out} exists already; give another name, or remove it")
@@ -94,7 +107,8 @@ def export(
     others = "" if found.left_out == 0 else f"; {found.left_out} damaged or not redactable"
     click.echo(
         f"{out}: {found.rows} inputs, {found.drifted} of windows that drifted, {found.bytes} bytes,"
-        f" {found.first} to {found.last}{others}" + ("; not written" if dry_run else "")
+        f" {found.first} to {found.last}, kept for reference {found.reference} of bundle "
+        f"{found.bundle_version}{others}" + ("; not written" if dry_run else "")
     )
 
 

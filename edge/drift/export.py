@@ -1,8 +1,12 @@
 """What an agent keeps, as files that training and `edge-kit calibrate --data` read.
 
-inputs/0001.npz     inputs by name, one row a sample; a file for each combination of shapes
+inputs/0001.npz     inputs by name, one row a sample; a file for each combination of shapes, and
+of lengths of the texts among them, up to a power of two
+inputs/lines.jsonl  instead, of rows whose texts fit no such array: an object a line, texts in
+base64
 inputs/texts.txt    instead, of a model that was asked with texts: one a line
-answers/0001.npz    outputs by name, of the same rows; answers/texts.npz of the texts
+answers/0001.npz    outputs by name, of the same rows; answers/texts.npz of the texts, and
+answers/lines.npz; .jsonl with the outputs whose texts fit no array
 rows.jsonl          a line for each row, the oldest first: where it is, when it came, whether
 in a window that drifted, and which class it was given
 export.json         where it comes from
@@ -21,18 +25,24 @@ import msgspec
 import numpy as np
 
 from edge.classes import Classes, guesses
-from edge.drift.kept import About, KeptFolder, KeptRow
+from edge.drift.kept_folder import About, KeptRow, find_kept, kept_folders
 from edge.errors import StorageError, UsageError
 from edge.files import atomic_directory, storage_errors
 from edge.spec import AnyArray
 
-TEXTS = "texts"
+TEXTS, LINES = "texts", "lines"
+MAX_PADDING = 4  # bytes of an array of texts, for each byte of these
+FREE_PADDING_BYTES = 1 << 12  # of a row
+
+
+_SUFFIXES = {TEXTS: ".txt", LINES: ".jsonl"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What is exported. rows: of windows that drifted and of others.
+    """What is exported. reference: the first digits of its SHA-256, that rows were compared with.
 
+    rows: of windows that drifted and of others.
     left_out: rows that are damaged, or in which what is to be redacted cannot be found for certain.
     first, last: when the oldest and the newest row came, UTC; None without rows.
     """
@@ -40,6 +50,7 @@ class Export:
     model: str
     model_version: str
     bundle_version: str
+    reference: str
     redact: tuple[str, ...]
     rows: int
     drifted: int
@@ -71,9 +82,15 @@ class Kept:
         self.left_out = left_out
 
     @classmethod
-    def read(cls, folder: Path, model: str, redact: Collection[str]) -> Kept:
-        """Return what is in a folder; raises UsageError if there is nothing, StorageError."""
-        kept = KeptFolder(folder, model)
+    def read(
+        cls, folder: Path, model: str, redact: Collection[str], reference: str | None = None
+    ) -> Kept:
+        """Return what is in a folder, of the last reference or of one.
+
+        reference: the first digits of its SHA-256. Raises UsageError if there is nothing,
+        StorageError.
+        """
+        kept = find_kept(folder, model, reference)
         about = kept.about()
         for name in redact:
             if name not in about.inputs:
@@ -84,8 +101,10 @@ class Kept:
         found = list(kept.rows(redact))
         rows = [row for row in found if row is not None]
         if not rows:
+            names = [k.path.name for k, _ in kept_folders(folder, model) if k.path != kept.path]
+            others = f"; there is --reference {' or '.join(names)}" if names else ""
             raise StorageError(
-                f"{kept.path} holds no inputs yet"
+                f"{kept.path} holds no inputs yet{others}"
                 if not found
                 else f"none of the {len(found)} inputs in {kept.path} can be read or redacted"
             )
@@ -104,6 +123,7 @@ class Kept:
             model=self.about.model,
             model_version=self.about.model_version,
             bundle_version=self.about.bundle_version,
+            reference=self.about.reference,
             redact=redact,
             rows=len(self.rows),
             drifted=sum(kept.is_drifted for kept in self.rows),
@@ -120,7 +140,7 @@ class Kept:
             places: dict[int, tuple[str, int]] = {}
             for name, numbers in self._files().items():
                 self._write_file(scratch, name, numbers)
-                suffix = ".txt" if name == TEXTS else ".npz"
+                suffix = _SUFFIXES.get(name, ".npz")
                 places.update({n: (f"inputs/{name}{suffix}", i) for i, n in enumerate(numbers)})
             with _new(scratch / "rows.jsonl") as file:
                 for number, kept in enumerate(self.rows):
@@ -130,15 +150,18 @@ class Kept:
                 file.write(msgspec.json.format(msgspec.json.encode(export), indent=2) + b"\n")
 
     def _files(self) -> dict[str, list[int]]:
-        """Return the numbers of the rows that each file holds: those of equal shapes."""
+        """Return the numbers of the rows that each file holds: those of like shapes and texts."""
         groups: dict[object, list[int]] = {}
         for number, kept in enumerate(self.rows):
             key: object = TEXTS
             if kept.row.text is None:
-                key = [(n, a.shape, a.dtype.str) for n, a in sorted(kept.row.feeds.items())]
+                feeds = sorted(kept.row.feeds.items())
+                key = [(n, a.shape, a.dtype.str, _longest(a).bit_length()) for n, a in feeds]
+                if not all(_is_array_of_bytes([a]) for _, a in feeds):
+                    key = LINES
             groups.setdefault(str(key), []).append(number)
         names = map("{:04d}".format, range(1, len(groups) + 1))
-        return {TEXTS if key == TEXTS else next(names): group for key, group in groups.items()}
+        return {key if key in _SUFFIXES else next(names): group for key, group in groups.items()}
 
     def _write_file(self, scratch: Path, name: str, numbers: Sequence[int]) -> None:
         rows = [self.rows[number].row for number in numbers]
@@ -146,6 +169,8 @@ class Kept:
             with _new(scratch / "inputs" / "texts.txt") as file:
                 for row in rows:
                     file.write(" ".join((row.text or "").split()).encode() + b"\n")
+        elif name == LINES:
+            _write_lines(scratch / "inputs" / f"{name}.jsonl", [row.feeds for row in rows])
         else:
             with _new(scratch / "inputs" / f"{name}.npz") as file:
                 names = rows[0].feeds
@@ -153,9 +178,15 @@ class Kept:
         # Of outputs whose rows have one shape, and that no row lacks.
         shapes = [{n: a.shape for n, a in row.outputs.items()} for row in rows]
         common = [n for n in shapes[0] if all(s.get(n) == shapes[0][n] for s in shapes)]
-        if common:
+        columns = {n: [row.outputs[n] for row in rows] for n in common}
+        arrays = {n: column for n, column in columns.items() if _is_array_of_bytes(column)}
+        if arrays:
             with _new(scratch / "answers" / f"{name}.npz") as file:
-                _save(file, {n: _joined([row.outputs[n] for row in rows]) for n in common})
+                _save(file, {n: _joined(column) for n, column in arrays.items()})
+        others = [n for n in columns if n not in arrays]
+        if others:
+            lines = [{n: row.outputs[n] for n in others} for row in rows]
+            _write_lines(scratch / "answers" / f"{name}.jsonl", lines)
 
     def _line(self, kept: KeptRow, file: str, row: int) -> _Line:
         number = label = score = None
@@ -178,6 +209,23 @@ class Kept:
         )
 
 
+def _longest(array: AnyArray) -> int:
+    """Return the size of the longest text in an array, 0 of an array of numbers."""
+    return max(map(len, array.ravel().tolist()), default=0) if array.dtype.kind == "O" else 0
+
+
+def _is_array_of_bytes(rows: Sequence[AnyArray]) -> bool:
+    """Return whether rows can be one array of numpy's bytes, if they are texts.
+
+    It has the length of the longest for each of them, and no zeros at their ends.
+    """
+    texts = [text for row in rows if row.dtype.kind == "O" for text in row.ravel().tolist()]
+    if any(text.endswith(b"\0") for text in texts):
+        return False
+    free = FREE_PADDING_BYTES * len(rows)
+    return len(texts) * max(map(len, texts), default=0) <= MAX_PADDING * sum(map(len, texts)) + free
+
+
 def _joined(rows: Sequence[AnyArray]) -> AnyArray:
     """Return rows as one array that a file can hold: texts as an array of bytes."""
     array = np.concatenate(rows)
@@ -190,6 +238,12 @@ def _save(file: IO[bytes], arrays: Mapping[str, AnyArray]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
                 np.lib.format.write_array(part, array, allow_pickle=False)
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, AnyArray]]) -> None:
+    with _new(path) as file:
+        for row in rows:
+            file.write(msgspec.json.encode({n: a[0].tolist() for n, a in row.items()}) + b"\n")
 
 
 def _new(path: Path) -> IO[bytes]:

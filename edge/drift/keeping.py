@@ -13,16 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.drift.kept import (
-    DRIFTED,
-    FOLDERS,
-    MAX_ROW_BYTES,
-    STEADY,
-    About,
-    KeptFolder,
-    Row,
-    bytes_from_row,
-)
+import msgspec
+
+from edge.drift.kept import MAX_ROW_BYTES, Row, bytes_from_row
+from edge.drift.kept_folder import DRIFTED, FOLDERS, STEADY, About, KeptFolder, open_folder
 from edge.drift.reading import MAX_ROWS_TAKEN
 from edge.drift.sampling import KEY_BITS, MAX_KEY, UniformSample
 from edge.errors import EdgeError
@@ -97,8 +91,8 @@ class Keeper:
         wall_clock: Callable[[], float] = time.time,
     ) -> Keeper:
         """Go on with the rows that are there; raises StorageError if there can be none."""
-        folder = KeptFolder(rules.folder, about.model)
-        folder.open(about)
+        about = msgspec.structs.replace(about, redact=tuple(sorted(rules.redact)))
+        folder = open_folder(rules.folder, about)
         rng = random.Random()  # noqa: S311 - a sample, no secret
         keeper = cls(
             about,

@@ -1,22 +1,11 @@
-"""Rows that were asked and answered, as files: each is a capture of one request.
-
-    FOLDER/MODEL/about.json             what the rows were compared with
-    FOLDER/MODEL/steady/KEY.capture     of windows like the reference
-    FOLDER/MODEL/drifted/KEY.capture    of others
-
-All of it is for the owner only. Nothing is synced: what a power cut damages is one row.
-"""
+"""Rows that were asked and answered, as bytes: each is a capture of one request."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 
 import msgspec
 
@@ -24,39 +13,13 @@ from edge import __version__
 from edge.capture.capture_file import VERSION as CAPTURE_VERSION
 from edge.capture.capture_file import End, Exchange, Head, frame_bytes, read_capture
 from edge.capture.redaction import redacted
-from edge.drift.reading import Scores
-from edge.errors import EdgeError, InputError, StorageError, UsageError
-from edge.files import read_capped, storage_errors
+from edge.errors import InputError
 from edge.oip import JSON_LENGTH_HEADER, InferRequest, WantedOutput, encode_infer, parse_infer
 from edge.oip_client import infer_request, outputs_from_answer
 from edge.spec import Feeds, TensorSpec, datatype_from_numpy
 
-STEADY, DRIFTED = "steady", "drifted"
-FOLDERS = (STEADY, DRIFTED)
 MAX_ROW_BYTES = 8 << 20  # of the tensors of one row
-ABOUT = "about.json"
-_SUFFIX = ".capture"
-_MAX_FILE_BYTES = 2 * MAX_ROW_BYTES + (1 << 20)
-_MAX_ABOUT_BYTES = 16 << 20
-_VERSION = 1
-
-
-class About(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose rows these are.
-
-    reference_sha256: of the reference that they were compared with. inputs, outputs: whose rows
-    are kept. scores: which output holds a score for each class, with their names in labels.
-    """
-
-    version: int = _VERSION
-    model: str
-    model_version: str
-    bundle_version: str
-    reference_sha256: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    scores: Scores | None
-    labels: tuple[str, ...] = ()
+MAX_FILE_BYTES = 2 * MAX_ROW_BYTES + (1 << 20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,20 +35,11 @@ class Row:
     text: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRow:
-    """A row from a file. is_drifted: whether it came in a window that differed."""
-
-    row: Row
-    is_drifted: bool
-
-
 class _Asked(msgspec.Struct, frozen=True):
     text: tuple[str]
 
 
 _ASKED = msgspec.json.Decoder(_Asked)
-_ABOUT = msgspec.json.Decoder(About)
 
 
 def bytes_from_row(row: Row, model: str, *, redact: Collection[str]) -> bytes | None:
@@ -110,33 +64,33 @@ def bytes_from_row(row: Row, model: str, *, redact: Collection[str]) -> bytes | 
         answer=answer,
         latency_s=0.0,
     )
-    blank = redacted(exchange, redact, max_body_bytes=_MAX_FILE_BYTES)
-    if blank is None:
-        return None
     head = Head(
         version=CAPTURE_VERSION,
         created=datetime.fromtimestamp(row.when, timezone.utc).isoformat(timespec="milliseconds"),
         agent=__version__,
         share=1.0,
-        redact=tuple(redact),
+        redact=(),
     )
-    end = End(reason="stopped", dropped=0, unredactable=0)
-    return frame_bytes(head) + frame_bytes(blank) + frame_bytes(end)
+    return _bytes_of(head, exchange, redact)
+
+
+def redacted_bytes(content: bytes, *, redact: Collection[str]) -> bytes | None:
+    """Return the file of a row without the contents of more inputs; None and errors as below."""
+    head, exchange = _parts_of(content)
+    return _bytes_of(head, exchange, {*head.redact, *redact})
 
 
 def row_from_bytes(content: bytes, *, redact: Collection[str]) -> Row | None:
     """Return the row of a file, without the contents of some inputs; None as above.
 
-    Raises EdgeError for what is no such file.
+    Raises EdgeError or ValueError for what is no such file.
     """
-    capture = read_capture(io.BytesIO(content))
-    if capture.problem is not None or len(capture.exchanges) != 1:
-        raise InputError(capture.problem or "it does not hold one request")
-    exchange = redacted(capture.exchanges[0], redact, max_body_bytes=_MAX_FILE_BYTES)
+    head, whole = _parts_of(content)
+    exchange = redacted(whole, redact, max_body_bytes=MAX_FILE_BYTES)
     if exchange is None:
         return None
     try:
-        when = datetime.fromisoformat(capture.head.created).timestamp()
+        when = datetime.fromisoformat(head.created).timestamp()
     except ValueError as error:
         raise InputError(f"its time cannot be read: {error}") from error
     answered = {name.lower(): value for name, value in exchange.answer_headers.items()}
@@ -152,87 +106,20 @@ def row_from_bytes(content: bytes, *, redact: Collection[str]) -> Row | None:
     return Row(when=when, feeds=parsed.feeds, outputs=outputs or {})
 
 
-class KeptFolder:
-    """The rows of one model on disk."""
+def _parts_of(content: bytes) -> tuple[Head, Exchange]:
+    capture = read_capture(io.BytesIO(content))
+    if capture.problem is not None or len(capture.exchanges) != 1:
+        raise InputError(capture.problem or "it does not hold one request")
+    return capture.head, capture.exchanges[0]
 
-    def __init__(self, folder: Path, model: str) -> None:
-        self.path = folder / model
-        self._model = model
 
-    def open(self, about: About) -> None:
-        """Make the folder; rows that were compared with another reference are removed."""
-        with storage_errors("write", self.path):
-            with contextlib.suppress(EdgeError):
-                if self.about().reference_sha256 == about.reference_sha256:
-                    return
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            for path in (self.path, *(self.path / name for name in FOLDERS)):
-                path.mkdir(mode=0o700, exist_ok=True)
-            _write(self.path / ABOUT, msgspec.json.encode(about))
-
-    def about(self) -> About:
-        """Return whose rows these are.
-
-        Raises UsageError if none are kept here, StorageError for what cannot be read.
-        """
-        path = self.path / ABOUT
-        with storage_errors("read", path):
-            if not path.is_file():
-                raise UsageError(
-                    f"no inputs of a model {self._model!r} are kept in {self.path.parent}; set "
-                    "drift_keep_inputs of the agent, and give the folder of its drift_keep_folder"
-                )
-        try:
-            about = _ABOUT.decode(read_capped(path, max_bytes=_MAX_ABOUT_BYTES))
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise StorageError(f"{path} is damaged: {error}; remove {self.path}") from error
-        if about.version != _VERSION:
-            raise StorageError(
-                f"{path} has version {about.version}, this edge-agent reads {_VERSION}"
-            )
-        return about
-
-    def keys(self, folder: str) -> Iterator[tuple[int, int]]:
-        """Yield the key and the bytes of every row; what is left of a cut-off write is removed."""
-        for path in (self.path / folder).iterdir():
-            with contextlib.suppress(ValueError):
-                if path.suffix == _SUFFIX:
-                    yield int(path.stem, 16), path.stat().st_size
-                    continue
-            path.unlink()
-
-    def write(self, folder: str, key: int, content: bytes) -> None:
-        """Store a row; raises OSError."""
-        _write(self._file(folder, key), content)
-
-    def remove(self, folder: str, key: int) -> None:
-        """Remove a row, if it is there."""
-        self._file(folder, key).unlink(missing_ok=True)
-
-    def rows(self, redact: Collection[str]) -> Iterator[KeptRow | None]:
-        """Yield what is kept, and None for each row that is damaged or cannot be redacted.
-
-        The agent may go on meanwhile: what it removes is skipped. Raises StorageError.
-        """
-        for folder in FOLDERS:
-            with storage_errors("read", self.path / folder):
-                paths = sorted((self.path / folder).glob(f"*{_SUFFIX}"))
-            for path in paths:
-                try:
-                    content = read_capped(path, max_bytes=_MAX_FILE_BYTES)
-                except StorageError:
-                    if path.exists():
-                        raise
-                    continue
-                try:
-                    row = row_from_bytes(content, redact=redact)
-                except EdgeError:
-                    row = None
-                yield None if row is None else KeptRow(row=row, is_drifted=folder == DRIFTED)
-
-    def _file(self, folder: str, key: int) -> Path:
-        return self.path / folder / f"{key:014x}{_SUFFIX}"
+def _bytes_of(head: Head, exchange: Exchange, redact: Collection[str]) -> bytes | None:
+    blank = redacted(exchange, redact, max_body_bytes=MAX_FILE_BYTES)
+    if blank is None:
+        return None
+    head = msgspec.structs.replace(head, redact=tuple(sorted(redact)))
+    end = End(reason="stopped", dropped=0, unredactable=0)
+    return frame_bytes(head) + frame_bytes(blank) + frame_bytes(end)
 
 
 def _answer(outputs: Feeds) -> tuple[dict[str, str], bytes]:
@@ -251,12 +138,3 @@ def _answer(outputs: Feeds) -> tuple[dict[str, str], bytes]:
         outputs=specs,
     )
     return response.headers, response.body
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    partial.rename(path)

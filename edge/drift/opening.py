@@ -8,7 +8,7 @@ from collections.abc import Callable
 from edge.bundle import Bundle
 from edge.config import AgentConfig
 from edge.drift.keeping import Keeper, KeepRules
-from edge.drift.kept import About
+from edge.drift.kept_folder import About
 from edge.drift.reading import Reader, Vocabulary, is_batched, scores_of
 from edge.drift.reference import MAX_REFERENCE_BYTES, reference_from_bytes, reference_path
 from edge.drift.watch import DriftReport, DriftRules, DriftWatch
@@ -86,7 +86,7 @@ def _keeper_of(bundle: Bundle, model: Model, reference: str, rules: KeepRules) -
         )
         try:
             return Keeper.open(about, rules)
-        except (EdgeError, OSError) as error:
-            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - supervised: a model is served without it
+            problem = str(error) or type(error).__name__
     logger.warning("inputs are not kept model=%s: %s", model.name, problem)
     return None

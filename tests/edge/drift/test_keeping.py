@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,7 +13,7 @@ import pytest
 
 from edge.drift import keeping
 from edge.drift.keeping import Keeper, KeepRules
-from edge.drift.kept import About, KeptFolder, KeptRow
+from edge.drift.kept_folder import About, KeptFolder, KeptRow, find_kept
 from edge.drift.reading import Scores
 from edge.errors import StorageError
 from tests.fakes import FakeClock
@@ -33,11 +35,16 @@ def about(**changes: object) -> About:
 class Keeping:
     """A keeper, and windows of requests whose first value says which they are."""
 
-    def __init__(self, root: Path, *, rows: int = 8, **changes: object) -> None:
+    def __init__(
+        self, root: Path, *, rows: int = 8, reference_sha256: str = "a" * 64, **changes: object
+    ) -> None:
         values = {"folder": root / "kept", "rows": rows, "bytes": 1 << 30, **changes}
         self.rules = KeepRules(**values)  # type: ignore[arg-type]
+        self.folder = self.rules.folder / "m" / ("a" * 16)
         self.clock = FakeClock()
-        self.keeper = Keeper.open(about(), self.rules, wall_clock=self.clock)
+        self.keeper = Keeper.open(
+            about(reference_sha256=reference_sha256), self.rules, wall_clock=self.clock
+        )
 
     def send(self, *values: float, width: int = 3) -> None:
         count = len(values)
@@ -55,7 +62,7 @@ class Keeping:
         self.keeper.end_window(is_drifted=is_drifted)
 
     def rows(self, *redact: str) -> list[KeptRow]:
-        found = list(KeptFolder(self.rules.folder, "m").rows(redact))
+        found = list(find_kept(self.rules.folder, "m").rows(redact))
         assert None not in found
         return sorted(filter(None, found), key=lambda kept: float(kept.row.feeds["x"][0, 0]))
 
@@ -90,7 +97,8 @@ def test_what_is_kept_is_for_its_owner_only(tmp_path):
     made.window(1, 2)
     paths = list((made.rules.folder / "m").rglob("*"))
     assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o600}
-    assert (made.rules.folder / "m").stat().st_mode & 0o777 == 0o700
+    folders = (made.folder, *made.folder.iterdir(), made.folder.parent)
+    assert {path.stat().st_mode & 0o777 for path in folders if path.is_dir()} == {0o700}
 
 
 def test_a_restart_goes_on_with_what_is_there(tmp_path):
@@ -105,11 +113,95 @@ def test_a_restart_goes_on_with_what_is_there(tmp_path):
     assert len(Keeping(tmp_path, rows=2).values()) == 2
 
 
-def test_another_reference_begins_anew(tmp_path):
+def reopened(made: Keeping, letter: str) -> Keeper:
+    return Keeper.open(about(reference_sha256=letter * 64), made.rules)
+
+
+def test_another_reference_begins_anew_and_takes_nothing_from_the_one_before(tmp_path):
     made = Keeping(tmp_path)
     made.window(1, 2)
-    Keeper.open(about(reference_sha256="b" * 64), made.rules)
+    assert len(reopened(made, "b")) == 0
     assert made.values() == []
+    assert len(reopened(made, "a")) == 2
+    assert made.values() == [(1.0, False), (2.0, False)]
+
+
+def test_trials_one_after_the_other_leave_what_is_kept_of_the_bundle_in_service(tmp_path):
+    made = Keeping(tmp_path)
+    made.window(1, 2)
+    for trial in "bcde":
+        reopened(made, trial)
+        assert len(reopened(made, "a")) == 2
+    assert sorted(path.name for path in made.folder.parent.iterdir()) == ["a" * 16, "e" * 16]
+
+
+def test_what_is_older_than_the_last_two_references_is_removed(tmp_path):
+    made = Keeping(tmp_path)
+    made.window(1, 2)
+    reopened(made, "b")
+    reopened(made, "c")
+    assert sorted(path.name for path in made.folder.parent.iterdir()) == ["b" * 16, "c" * 16]
+
+
+def test_files_of_others_are_never_removed(tmp_path):
+    made = Keeping(tmp_path)
+    made.window(1, 2)
+    foreign = [
+        made.rules.folder / "precious",
+        made.folder.parent / "precious",
+        made.folder / "precious",
+        made.folder / "steady" / "precious",
+        made.folder / "steady" / "precious.capture",
+        made.folder / "drifted" / "precious.partial",
+    ]
+    for path in foreign:
+        path.write_text("mine")
+    reopened(made, "b")
+    reopened(made, "c")
+    assert sorted(made.rules.folder.rglob("precious*")) == sorted(foreign)
+    assert list(made.folder.rglob(f"{'[0-9a-f]' * 14}.capture")) == []
+
+
+@pytest.mark.parametrize("inside", ["", "a" * 16])
+def test_a_folder_in_which_somebody_else_has_files_is_refused(tmp_path, inside):
+    folder = tmp_path / "kept" / "m" / inside
+    folder.mkdir(parents=True)
+    (folder / "precious").write_text("mine")
+    with pytest.raises(StorageError, match=r"holds 'precious', .* another drift_keep_folder"):
+        Keeping(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("names", [["m"], ["m", "a" * 16], ["m", "a" * 16, "about.partial"]])
+def test_a_first_start_that_was_cut_off_is_gone_on_with(tmp_path, names):
+    path = (tmp_path / "kept").joinpath(*names)
+    path.parent.mkdir(parents=True)
+    path.write_text("half") if path.suffix else path.mkdir()
+    made = Keeping(tmp_path)
+    made.window(1)
+    assert made.values() == [(1.0, False)]
+
+
+def test_a_disk_that_cannot_be_read_for_a_moment_costs_no_row(tmp_path, monkeypatch):
+    made = Keeping(tmp_path)
+    made.window(1, 2)
+
+    def fails(path: Path, **_: object) -> bytes:
+        raise StorageError(f"cannot read {path}: Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("edge.drift.kept_folder.read_capped", fails)
+        with pytest.raises(StorageError, match="Input/output"):
+            Keeping(tmp_path)
+    assert len(Keeping(tmp_path).keeper) == 2
+
+
+def test_a_description_that_is_damaged_is_written_again_and_costs_no_row(tmp_path):
+    made = Keeping(tmp_path)
+    made.window(1, 2)
+    (made.folder / "about.json").write_bytes(b'{"model": "\xff"}')
+    assert Keeping(tmp_path).values() == [(1.0, False), (2.0, False)]
+    assert find_kept(made.rules.folder, "m").about().model == "m"
 
 
 def test_bytes_bound_the_files(tmp_path):
@@ -158,6 +250,46 @@ def test_contents_to_redact_are_never_written(tmp_path):
     assert first.row.outputs == {}
 
 
+@pytest.mark.parametrize("then", ["a", "b"])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_contents_to_redact_later_are_gone_from_what_was_kept_before(tmp_path, then, is_damaged):
+    made = Keeping(tmp_path)
+    made.window(1, 2)
+    if is_damaged:
+        (made.folder / "about.json").write_bytes(b"")
+    rules = replace(made.rules, redact=frozenset({"note"}))
+    Keeper.open(about(reference_sha256=then * 64), rules)
+    assert all(b"secret" not in path.read_bytes() for path in made.rules.folder.rglob("*.capture"))
+    if then == "b" and is_damaged:
+        assert not made.folder.exists()
+        return
+    rows = [kept for kept in find_kept(rules.folder, "m", "a").rows(()) if kept is not None]
+    assert sorted(kept.row.feeds["x"][0, 0] for kept in rows) == [1, 2]
+    assert [kept.row.outputs for kept in rows] == [{}, {}]
+    assert find_kept(rules.folder, "m", "a").about().redact == ("note",)
+
+
+def test_redaction_that_is_taken_back_and_asked_for_again_misses_no_row(tmp_path):
+    Keeping(tmp_path, redact=frozenset({"note"})).window(1)
+    Keeping(tmp_path).window(2)
+    Keeping(tmp_path, redact=frozenset({"note"}))
+    captures = list((tmp_path / "kept").rglob("*.capture"))
+    assert len(captures) == 2
+    assert all(b"secret" not in path.read_bytes() for path in captures)
+
+
+def test_rows_that_cannot_be_redacted_later_are_removed(tmp_path, monkeypatch):
+    made = Keeping(tmp_path)
+    made.window(1, 2)
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(KeptFolder, "write", fails)
+    assert len(Keeping(tmp_path, redact=frozenset({"note"})).keeper) == 0
+    assert list((tmp_path / "kept").rglob("*.capture")) == []
+
+
 def test_a_text_is_kept_as_it_was_asked_and_not_at_all_where_it_may_have_to_be_redacted(tmp_path):
     for redact, texts in ((frozenset[str](), ["grüße\nan alle"]), (frozenset({"x"}), [])):
         made = Keeping(tmp_path / str(len(redact)), redact=redact)
@@ -166,7 +298,7 @@ def test_a_text_is_kept_as_it_was_asked_and_not_at_all_where_it_may_have_to_be_r
         assert chosen is not None
         made.keeper.take(chosen)
         made.keeper.end_window(is_drifted=False)
-        kept = list(KeptFolder(made.rules.folder, "m").rows(()))
+        kept = list(find_kept(made.rules.folder, "m").rows(()))
         assert [each.row.text for each in kept if each is not None] == texts
 
 
@@ -175,15 +307,37 @@ def test_damage_costs_one_row(tmp_path):
     made.window(1, 2, 3)
     (path, *_) = made.rules.folder.rglob("*.capture")
     path.write_bytes(path.read_bytes()[:-20])
-    found = list(KeptFolder(made.rules.folder, "m").rows(()))
+    found = list(find_kept(made.rules.folder, "m").rows(()))
     assert [row is None for row in found].count(True) == 1
     assert len(found) == 3
+
+
+def test_a_length_that_is_no_number_is_one_row_that_cannot_be_read(tmp_path):
+    made = Keeping(tmp_path)
+    made.window(1)
+    (path,) = made.rules.folder.rglob("*.capture")
+    before = path.read_bytes()
+    content = re.sub(rb"(Header-Content-Length\xa3)\d", rb"\1x", before, count=1)
+    assert content != before
+    path.write_bytes(content)
+    assert list(find_kept(made.rules.folder, "m").rows(())) == [None]
+
+
+def test_a_text_that_is_damaged_is_one_row_that_cannot_be_read(tmp_path):
+    made = Keeping(tmp_path)
+    chosen = made.keeper.choose({"x": np.zeros((1, 3), np.float32)}, {}, ["hello"])
+    assert chosen is not None
+    made.keeper.take(chosen)
+    made.keeper.end_window(is_drifted=False)
+    (path,) = made.rules.folder.rglob("*.capture")
+    path.write_bytes(path.read_bytes().replace(b"hello", b"hell\xff"))
+    assert list(find_kept(made.rules.folder, "m").rows(())) == [None]
 
 
 def test_what_a_cut_off_write_leaves_is_removed(tmp_path):
     made = Keeping(tmp_path)
     made.window(1)
-    left = made.rules.folder / "m" / "steady" / "0.partial"
+    left = made.folder / "steady" / f"{0:014x}.partial"
     left.write_bytes(b"half")
     assert Keeping(tmp_path).values() == [(1.0, False)]
     assert not left.exists()
@@ -205,11 +359,22 @@ def test_a_disk_that_cannot_be_written_harms_no_window_and_is_said_once(
     assert made.values() == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"version": 9}'])
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    made = Keeping(tmp_path)
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", fails)
+    made.window(1, 2)
+    assert [path.name for path in made.rules.folder.rglob("*") if path.is_file()] == ["about.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"model": "\xff"}', b'{"version": 9}'])
 def test_a_damaged_description_is_an_error_that_names_it(tmp_path, content):
     made = Keeping(tmp_path)
     if content.endswith(b"9}"):
         content = msgspec.json.encode(msgspec.structs.replace(about(), version=9))
-    (made.rules.folder / "m" / "about.json").write_bytes(content)
+    (made.folder / "about.json").write_bytes(content)
     with pytest.raises(StorageError, match=r"about\.json"):
-        KeptFolder(made.rules.folder, "m").about()
+        find_kept(made.rules.folder, "m").about()
