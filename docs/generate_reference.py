@@ -88,9 +88,8 @@ def _errors() -> Iterator[str]:
     yield "| code | exit | meaning |\n|---|---|---|"
     for package in (edge, calibration, host_tools):
         _import_all(package)
-    for kind in sorted(_subclasses(EdgeError), key=lambda kind: kind.code):
-        meaning = (kind.__doc__ or "").strip().splitlines()[0]
-        yield f"| `{kind.code}` | {kind.exit_code} | {meaning} |"
+    for kind in sorted(_subclasses(EdgeError), key=lambda kind: (kind.code, _meaning(kind))):
+        yield f"| `{kind.code}` | {kind.exit_code} | {_meaning(kind)} |"
     yield ""
 
 
@@ -177,6 +176,10 @@ def _metrics() -> Iterator[str]:
 def _import_all(package: ModuleType) -> None:
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
+
+
+def _meaning(kind: type[EdgeError]) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
 
 
 def _subclasses(kind: type[EdgeError]) -> Iterator[type[EdgeError]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -81,26 +82,31 @@ def in_threads(
             return DeviceResult(result="failed", reason=f"{device.name}: {reason}")
 
     with ThreadPoolExecutor(min(forks, len(devices)), thread_name_prefix="push") as pool:
-        running = {pool.submit(tried, device): device.name for device in devices}
+        waiting = deque(devices)
+        running: dict[Future[DeviceResult | None], str] = {}
+        ended: Iterator[Future[DeviceResult | None]] | None = None
         interrupt: KeyboardInterrupt | SystemExit | None = None
-        ended = as_completed(running)
         try:
-            while running:
+            while waiting or running:
                 try:
+                    while waiting:
+                        device = waiting.popleft()
+                        running[pool.submit(tried, device)] = device.name
+                    ended = ended or as_completed(running)
                     done = next(ended)
                 except (KeyboardInterrupt, SystemExit) as error:
                     if interrupt is not None:
                         raise
-                    interrupt = error
-                    running = {one: name for one, name in running.items() if not one.cancel()}
-                    ended = as_completed(running)
+                    interrupt, ended = error, None
+                    waiting.clear()
+                    running = {f: name for f, name in running.items() if not f.cancel()}
                     continue
                 name, result = running.pop(done), done.result()
                 if result is not None:
                     yield name, result
         finally:
-            for waiting in running:
-                waiting.cancel()
+            for future in running:
+                future.cancel()
         if interrupt is not None:
             raise interrupt
 

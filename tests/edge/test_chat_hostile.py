@@ -149,7 +149,7 @@ def test_a_hundred_clients_that_vanish_leave_nothing_behind(agent: Agent) -> Non
     def vanish(number: int) -> None:
         with socket.create_connection((host, int(port)), timeout=30) as client:
             client.sendall(head.encode() + body[: len(body) - number % 2])
-            if number % 3:
+            if number % 6 in {2, 4}:  # whole requests: the others would wait for a time-out
                 client.recv(1)
 
     with ThreadPoolExecutor(10) as pool:

@@ -70,6 +70,7 @@ def make_classifier(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "ask"), [(make_encoder, ask_encoder), (make_classifier, ask_classifier)]
 )
+@pytest.mark.slow
 def test_another_language_is_found_and_its_texts_can_be_trained_on(
     tmp_path: Path, make: Any, ask: Any
 ) -> None:

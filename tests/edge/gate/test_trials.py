@@ -198,6 +198,7 @@ def test_first_good_bad_and_back_by_hand_with_one_agent_that_is_never_restarted(
     assert len(refused) == 2
 
 
+@pytest.mark.slow
 def test_a_request_under_way_at_the_switch_is_answered(device: Device) -> None:
     device.start()
     assert device.install(device.bundle("one", 2.0))[0] == 0
@@ -234,6 +235,7 @@ def test_a_request_under_way_at_the_switch_is_answered(device: Device) -> None:
     assert answers[switched:] == [expected(3.0)] * (len(answers) - switched)
 
 
+@pytest.mark.slow
 def test_a_rollback_by_hand_ends_the_probation(device: Device) -> None:
     device.start()
     assert device.install(device.bundle("one", 2.0))[0] == 0
@@ -266,6 +268,7 @@ def test_a_first_bundle_that_is_rolled_back_is_served_no_longer(device: Device) 
     assert device.answer() == expected(3.0)
 
 
+@pytest.mark.slow
 def test_a_trial_whose_gate_was_killed_is_finished_by_the_next(device: Device) -> None:
     device.start()
     assert device.install(device.bundle("one", 2.0))[0] == 0
@@ -305,6 +308,7 @@ def test_a_judge_whose_terminal_or_reader_goes_away_ends_its_trial(
     assert (state.last.result, state.last.bundle.version) == ("committed", "one")
 
 
+@pytest.mark.slow
 def test_a_judge_that_waits_takes_over_from_one_that_is_killed(device: Device) -> None:
     device.start()
     assert device.install(device.bundle("one", 2.0))[0] == 0

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -31,7 +32,7 @@ from host_tools.fleet.rollout import (
     run_rollout,
 )
 from host_tools.fleet.rules import rule_from_text
-from tests.fakes import DEADLINE_S
+from tests.fakes import DEADLINE_S, wait_until
 
 NAMES = tuple("abcdefgh")
 DEVICES = {name: Device(name=name, host=name) for name in NAMES}
@@ -162,7 +163,21 @@ def test_a_rollout_that_ends_in_an_error_begins_no_device_more(
     assert set(tried) <= {"a", "b"}  # b was perhaps under way
 
 
-def test_an_interrupt_keeps_what_becomes_of_the_devices_under_way(tmp_path: Path) -> None:
+def names_of_main_thread() -> set[str]:
+    """Return the functions in which the main thread is."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    names = set()
+    while frame is not None:
+        names.add(frame.f_code.co_name)
+        frame = frame.f_back
+    return names
+
+
+def test_an_interrupt_keeps_what_becomes_of_the_devices_under_way(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a new process
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     fleet = Fleet(forks=2)
     both = threading.Barrier(2, timeout=DEADLINE_S)
 
@@ -170,6 +185,7 @@ def test_an_interrupt_keeps_what_becomes_of_the_devices_under_way(tmp_path: Path
         if name in "bc":
             both.wait()
         if name == "b":
+            wait_until(lambda: "as_completed" in names_of_main_thread())
             os.kill(os.getpid(), signal.SIGINT)
 
     fleet.meets = meets
