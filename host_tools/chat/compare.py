@@ -10,8 +10,9 @@ from edge.chat.golden import golden_logits
 from edge.chat.ort_decoder import OrtDecoder
 from edge.chat.spec import GOLDEN_ROWS
 from edge.self_test import relative_error
+from host_tools.chat.torch_model import torch_model
 from host_tools.chat.weights import Checkpoint
-from host_tools.errors import FOREIGN_ERRORS, ExportError, ParityError, root_cause
+from host_tools.errors import ParityError
 
 # Of logits in fp32, ||ours - theirs|| / ||theirs||: sums in another order give about 1e-6.
 TOLERANCE = 1e-3
@@ -52,16 +53,8 @@ def compare_with_transformers(
 
 def _theirs(folder: Path, prompts: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # the library leaves it untyped
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        )
-    except FOREIGN_ERRORS as error:
-        raise ExportError(f"transformers cannot read {folder}: {root_cause(error)}") from error
+    model = torch_model(folder)
     with torch.no_grad():
         return [
             model(torch.tensor([prompt])).logits[0, -GOLDEN_ROWS:].numpy() for prompt in prompts

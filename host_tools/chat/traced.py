@@ -21,6 +21,7 @@ from edge.files import atomic_write, storage_errors
 from edge.manifest import Provenance
 from host_tools.chat.llm_spec import ends_of_answers
 from host_tools.chat.plan import Widths
+from host_tools.chat.torch_model import torch_model
 from host_tools.chat.weights import Checkpoint
 from host_tools.chat.writer import DEFAULT_CONTEXT, WrittenDecoder, weights_path
 from host_tools.errors import FOREIGN_ERRORS, ExportError, root_cause
@@ -58,7 +59,10 @@ def write_traced(folder: Path, out: Path, *, context: int | None = None) -> Trac
             f"{folder}: tracing {parameters / 1e9:.1f} billion parameters needs more memory than "
             "most hosts have; only the families of `edge-kit export-chat` are read in pieces"
         )
-    model = _model(folder)
+    model = torch_model(folder)
+    # Of a mixture of experts all are computed as one product, which is what can be traced.
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("batched_mm")
     positions = _context(model.config, context, folder)
     try:
         with quiet():
@@ -85,30 +89,6 @@ def write_traced(folder: Path, out: Path, *, context: int | None = None) -> Trac
     size = weights_path(out).stat().st_size
     written = WrittenDecoder(path=out, decoder=spec, weight_bytes=size)
     return TracedDecoder(written=written, widths=widths)
-
-
-def _model(folder: Path) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # the library leaves it untyped
-    try:
-        with quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-    except FOREIGN_ERRORS as error:
-        raise ExportError(f"transformers cannot read {folder}: {root_cause(error)}") from error
-    # Of a mixture of experts all are computed as one product, which is what can be traced.
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("batched_mm")
-    model.eval()
-    return model
 
 
 @dataclass(frozen=True, slots=True)
